@@ -1,0 +1,1 @@
+"""Audio in, batches out: manifests, items, samplers, tokenizers and augmentation."""

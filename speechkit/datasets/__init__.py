@@ -1,0 +1,1 @@
+"""One module per corpus: what is on disk becomes a manifest."""

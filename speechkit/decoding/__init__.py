@@ -1,0 +1,1 @@
+"""From posteriors to token sequences: search and alignment."""

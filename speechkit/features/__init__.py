@@ -1,0 +1,1 @@
+"""Waveforms to features: spectra, cepstra and their normalisation."""
