@@ -1,0 +1,35 @@
+# make demo: set up, train on the embedded corpus, transcribe a file.   make test: set up, whole suite.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+DEMO    = results/toy_ctc/1
+
+.PHONY: setup demo test lint docs-tables clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[toy,hub,parity,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/python recipes/asr/train.py recipes/asr/hparams/toy_ctc.yaml
+	@echo
+	@echo "Word error rate on voices and sentences never heard in training:"
+	$(BIN)/speechkit score $(DEMO)
+	@echo
+	$(BIN)/speechkit transcribe --model $(DEMO)/model $$(ls data/toy/test/*/*/*.flac | head -n 1)
+	@echo
+	@echo "The run's page: $(DEMO)/report.html"
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

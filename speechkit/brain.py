@@ -1,0 +1,398 @@
+"""The training loop: epochs, accumulation, validation, exact resume, testing.
+
+A task subclasses :class:`Brain` and writes three methods: ``compute_forward``,
+``compute_objectives`` and ``evaluate``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from speechkit import distributed
+from speechkit.checkpoint import Checkpointer, average_state_dicts, random_state, set_random_state
+from speechkit.data.batch import Batch, Failure
+from speechkit.data.loaders import SpeechData
+from speechkit.data.manifest import DataError
+from speechkit.metrics.results import SCORERS, Result
+from speechkit.optim import frozen_modules
+from speechkit.results import write_test
+from speechkit.schedules import Constant, Schedule
+from speechkit.signals import StopRequest
+from speechkit.tracking import Tracker
+from speechkit.training import Interrupted, Position, Stage, Training, TrainingError
+from speechkit.updater import Updater, evaluated_weights
+
+logger = logging.getLogger(__name__)
+
+
+class Brain:
+    """Trains and tests one model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What is trained, saved and loaded.
+    data : SpeechData
+        Where batches come from.
+    optimizer : callable or mapping
+        ``functools.partial(torch.optim.AdamW, lr=1e-3)``; a mapping from parameter prefix to such a
+        callable makes several optimisers (GANs).
+    training : Training
+        The options of the loop.
+    folder : Path
+        The run's folder: checkpoints, metrics, test rows.
+    schedule : Schedule, optional
+        Multiplies every base learning rate; constant by default.
+    parameter_groups : mapping, optional
+        Optimiser settings by parameter prefix, such as ``{"encoder": {"lr": 1e-4}}``.
+    frozen : sequence of str
+        Prefixes of parameters that do not train; their modules stay in eval mode.
+    seed : int
+        Of what a task draws itself, beside the data's own seed.
+    device : str
+        Where the model runs.
+
+    Attributes
+    ----------
+    forward : callable
+        What ``compute_forward`` calls: ``model`` or, in training, its compiled or distributed
+        wrapper.
+    """
+
+    scorer: str | None = None
+    """The name in ``metrics.results.SCORERS`` that turns rows of ``evaluate`` into results."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        data: SpeechData,
+        optimizer: Callable[..., Optimizer] | Mapping[str, Callable[..., Optimizer]],
+        training: Training,
+        folder: Path,
+        schedule: Schedule | None = None,
+        parameter_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        frozen: Sequence[str] = (),
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model.to(device)
+        self.data = data
+        self.training = training
+        self.folder = Path(folder)
+        self.seed = seed
+        self.device = torch.device(device)
+        self.frozen = tuple(frozen)
+        self.forward: Callable[..., Any] = self.model
+        self.position = Position()
+        self.updater = Updater(
+            self.model, optimizer, training, schedule if schedule is not None else Constant(),
+            parameter_groups=parameter_groups, frozen=self.frozen,
+        )  # fmt: skip
+        self.tracker = Tracker(self.folder)
+        self.checkpointer = Checkpointer(
+            self.folder / "checkpoints",
+            keep_best=training.average_best,
+            metric=training.metric,
+            maximize=training.maximize,
+        )
+        self.stop = StopRequest()
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+
+    # ---------------------------------------------------------------- what a task writes
+
+    def compute_forward(self, batch: Batch, stage: Stage) -> Any:
+        """Run ``self.forward`` on a batch; the result goes to the two methods below."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute_forward")
+
+    def compute_objectives(self, outputs: Any, batch: Batch, stage: Stage) -> Tensor:
+        """Give the loss: ``(B,)``, one value an utterance, or a scalar mean over the batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute_objectives")
+
+    def evaluate(self, outputs: Any, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
+        """Give one row of plain values an utterance, from which ``scorer`` makes numbers."""
+        return []
+
+    # ---------------------------------------------------------------- training
+
+    def fit(self) -> None:
+        """Train until the epochs are done, from the last checkpoint if there is one.
+
+        Raises
+        ------
+        Interrupted
+            On SIGINT or SIGTERM, after a checkpoint was written.
+        TrainingError
+            When ``max_nonfinite`` updates in a row had no finite loss.
+        DataError
+            When more utterances fail than ``data.max_bad_share`` allows.
+        """
+        options = self.training
+        wrapped = distributed.wrap(self.model)
+        self.forward = torch.compile(wrapped) if options.compile else wrapped
+        batches = self.data.num_train_batches(0, world_size=self.world_size)
+        self.total_steps = options.epochs * math.ceil(batches / options.accumulation)
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        logger.info(
+            "%.2f M trainable parameters, %d batches an epoch, %d epochs, on %s",
+            trainable / 1e6, batches, options.epochs, self.device,
+        )  # fmt: skip
+        self.resume()
+        with self.stop.caught():
+            while self.position.epoch < options.epochs and not self.position.stopped:
+                started = time.monotonic()
+                self._fit_epoch()
+                self._end_epoch(time.monotonic() - started)
+        self.tracker.close()
+
+    def _fit_epoch(self) -> None:
+        position = self.position
+        self.model.train()
+        for module in frozen_modules(self.model, self.frozen):
+            module.eval()
+        loader = self.data.train_loader(
+            position.epoch, start_batch=position.batch, rank=self.rank, world_size=self.world_size
+        )
+        saved = time.monotonic()
+        bar = self._bar(f"epoch {position.epoch + 1}", len(loader) + position.batch, position.batch)
+        with bar:
+            for group in _grouped(loader, self.training.accumulation):
+                self.updater.set_rates(position.step, self.total_steps)
+                self.fit_batches(group)
+                position.step += 1
+                position.batch += len(group)
+                bar.update(len(group))
+                bar.set_postfix(loss=f"{position.loss_sum / max(1, position.items):.4f}")
+                if distributed.all_reduce_sum(float(self.stop.number is not None)) > 0:
+                    self.save()
+                    raise Interrupted(self.stop.number or 15)
+                if time.monotonic() - saved > 60 * self.training.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
+
+    def _bar(self, name: str, total: int, initial: int = 0) -> tqdm:
+        """Give a progress bar: on rank 0, and only on a terminal."""
+        disable = None if distributed.is_main() else True
+        return tqdm(
+            desc=name, total=total, initial=initial, unit="batch", leave=False, disable=disable
+        )
+
+    def _end_epoch(self, seconds: float) -> None:
+        position, options = self.position, self.training
+        items = distributed.all_reduce_sum(float(position.items))
+        loss = distributed.all_reduce_sum(position.loss_sum) / max(1.0, items)
+        row = {
+            "epoch": position.epoch + 1, "step": position.step, "train/loss": loss,
+            "train/skipped_steps": position.skipped, "seconds": seconds,
+            "utterances_per_second": items / max(seconds, 1e-9), **self.updater.rates,
+        }  # fmt: skip
+        metrics = self.validate()
+        if metrics:
+            if options.metric not in metrics:
+                raise TrainingError(
+                    f"training.metric is {options.metric!r}, which validation does not give; "
+                    f"it gives {', '.join(sorted(metrics))}"
+                )
+            value = metrics[options.metric]
+            position.validated(value, maximize=options.maximize, patience=options.patience)
+            self.updater.schedule.validated(value, options.maximize)
+        row |= {f"valid/{name}": value for name, value in metrics.items()}
+        position.next_epoch()
+        if distributed.is_main():
+            self.tracker.log(row)
+            shown = {"loss": loss, "valid loss": metrics.get("loss"),
+                     options.metric: metrics.get(options.metric), **self.updater.rates}  # fmt: skip
+            text = "  ".join(f"{k} {v:.4g}" for k, v in shown.items() if v is not None)
+            logger.info("epoch %d  %s  %.0f s", position.epoch, text, seconds)
+        self.save(metrics)
+
+    def fit_batches(self, batches: list[Batch]) -> None:
+        """Make one update from the batches of one accumulation group.
+
+        Override it for training that is not one loss and one backward pass (GANs). The gradient is
+        that of the mean over all utterances of all batches on all ranks, however they are split.
+        """
+        for batch in batches:
+            self.note_failures(batch.failures)
+        batches = [batch.to(self.device) for batch in batches if len(batch)]
+        items = sum(len(batch) for batch in batches)
+        total = distributed.all_reduce_sum(float(items))
+        if total == 0:
+            return
+        if items == 0:
+            raise DataError(
+                "no utterance of a batch could be used while other processes go on; "
+                "mend or leave out the utterances named in the log"
+            )
+        finite, loss_sum = True, 0.0
+        for index, batch in enumerate(batches):
+            # Gradients travel between processes once a group, with its last batch.
+            last = index == len(batches) - 1
+            with contextlib.nullcontext() if last else distributed.no_sync(self.forward):
+                with self.updater.autocast():
+                    outputs = self.compute_forward(batch, Stage.TRAIN)
+                    losses = self.compute_objectives(outputs, batch, Stage.TRAIN)
+                mean = losses.mean()
+                self.updater.backward(mean * (len(batch) * self.world_size / total))
+            finite = self._check_finite(losses.detach(), batch) and finite
+            loss_sum += float(mean.detach()) * len(batch)
+        if self.updater.step(finite=finite):
+            self.position.loss_sum += loss_sum
+            self.position.items += items
+            self.position.nonfinite_run = 0
+        else:
+            self._note_skipped(batches)
+
+    def _check_finite(self, losses: Tensor, batch: Batch) -> bool:
+        good = torch.isfinite(losses)
+        if bool(good.all()):
+            return True
+        ids = [i for i, ok in zip(batch.ids, good.expand(len(batch)).tolist()) if not ok]
+        logger.warning("step %d: the loss is not finite for %s", self.position.step, ", ".join(ids))
+        return False
+
+    def _note_skipped(self, batches: list[Batch]) -> None:
+        position, options = self.position, self.training
+        position.skipped += 1
+        position.nonfinite_run += 1
+        ids = ", ".join(i for batch in batches for i in batch.ids)
+        logger.warning("step %d skipped: loss or gradient not finite, with %s", position.step, ids)
+        if position.nonfinite_run >= options.max_nonfinite:
+            raise TrainingError(
+                f"{position.nonfinite_run} updates in a row had no finite loss or gradient (up to "
+                f"step {position.step}). Try a lower learning rate or a longer warm-up, a smaller "
+                f"training.max_grad_norm (now {options.max_grad_norm}), training.precision float32 "
+                f"(now {options.precision}), and look at the utterances named in the log"
+            )
+
+    def note_failures(self, failures: Iterable[Failure]) -> None:
+        """Log utterances that cannot be used, and stop when they are too many.
+
+        Raises
+        ------
+        DataError
+            When the failures exceed ``data.max_bad_share`` of the training utterances.
+        """
+        self.data.note_failures(failures)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def validate(self) -> dict[str, float]:
+        """Give the validation loss and the task's numbers; empty without a validation set."""
+        if "valid" not in self.data.splits:
+            return {}
+        loss, rows = self._evaluate_split("valid", Stage.VALID)
+        return {"loss": loss, **{r.metric: r.value for r in self._score(rows)}}
+
+    def test(self) -> dict[str, list[Result]]:
+        """Evaluate every test split, each utterance once, and write rows and summaries."""
+        results = {}
+        for split in self.data.test_splits:
+            _, rows = self._evaluate_split(split, Stage.TEST)
+            results[split] = self._score(rows)
+            if distributed.is_main():
+                write_test(self.folder, split, rows, self.scorer or "", results[split])
+        return results
+
+    def _score(self, rows: list[dict[str, Any]]) -> list[Result]:
+        return SCORERS[self.scorer](rows) if self.scorer and rows else []
+
+    def _evaluate_split(self, split: str, stage: Stage) -> tuple[float, list[dict[str, Any]]]:
+        self.model.eval()
+        wrapped, self.forward = self.forward, self.model
+        loader = self.data.eval_loader(split, rank=self.rank, world_size=self.world_size)
+        rows: list[dict[str, Any]] = []
+        loss_sum, items = 0.0, 0
+        ema = self.updater.ema
+        averaged = ema.applied() if ema is not None else contextlib.nullcontext()
+        with torch.no_grad(), averaged, self._bar(split, len(loader)) as bar:
+            for batch in loader:
+                batch = batch.to(self.device)
+                with self.updater.autocast():
+                    outputs = self.compute_forward(batch, stage)
+                    losses = self.compute_objectives(outputs, batch, stage)
+                loss_sum += float(losses.float().mean()) * len(batch)
+                items += len(batch)
+                rows.extend(self.evaluate(outputs, batch, stage))
+                bar.update()
+        self.forward = wrapped
+        loss_sum, count = (distributed.all_reduce_sum(v) for v in (loss_sum, float(items)))
+        return loss_sum / max(1.0, count), distributed.gather_objects(rows)
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Write a checkpoint (rank 0); ``metrics`` makes it a candidate for the best."""
+        state = {
+            "model": self.model.state_dict(),
+            "updater": self.updater.state_dict(),
+            "position": self.position.state_dict(),
+            # Sums of a running epoch and random states differ by rank.
+            "ranks": distributed.gather_objects([(self.position.state_dict(), random_state())]),
+        }
+        if distributed.is_main():
+            self.checkpointer.save(
+                state, epoch=self.position.epoch, step=self.position.step, metrics=metrics
+            )
+        distributed.barrier()
+
+    def resume(self) -> bool:
+        """Take up the last good checkpoint; returns whether there was one."""
+        loaded = self.checkpointer.load_last()
+        if loaded is None:
+            return False
+        state = loaded.state
+        self.model.load_state_dict(state["model"])
+        self.updater.load_state_dict(state["updater"])
+        ranks = state["ranks"]
+        if len(ranks) == self.world_size:
+            position, random = ranks[self.rank]
+            self.position.load_state_dict(position)
+            set_random_state(random)
+        else:
+            logger.warning(
+                "the checkpoint was made by %d processes, this run has %d: it goes on from the "
+                "epoch's start, not bit by bit", len(ranks), self.world_size,
+            )  # fmt: skip
+            self.position.load_state_dict({**state["position"], "batch": 0})
+        if distributed.is_main():
+            self.tracker.rewind(step=self.position.step)
+        logger.info(
+            "resumed after epoch %d, batch %d, step %d",
+            self.position.epoch, self.position.batch, self.position.step,
+        )  # fmt: skip
+        return True
+
+    def load_best(self) -> None:
+        """Put the best weights into the model: their mean with ``average_best`` above 1."""
+        entries = self.checkpointer.best(self.training.average_best)
+        if entries:
+            states = [self.checkpointer.load(entry) for entry in entries]
+        else:
+            last = self.checkpointer.load_last()
+            states = [last.state] if last is not None else []
+        if not states:
+            raise TrainingError(
+                f"{self.checkpointer.folder} holds no checkpoint; train first, or name a model "
+                "folder with --init_from"
+            )
+        self.model.load_state_dict(average_state_dicts([evaluated_weights(s) for s in states]))
+        self.updater.ema = None
+
+
+def _grouped(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    iterator = iter(loader)
+    while group := list(itertools.islice(iterator, size)):
+        yield group

@@ -1,0 +1,258 @@
+"""Fetch a file from a URL, with a checksum and resume, and extract archives safely."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+_BLOCK = 1 << 20
+
+
+class DownloadError(OSError):
+    """A file could not be fetched or is not what was asked for; the message says what to do."""
+
+
+class _Interrupted(Exception):
+    """The connection broke; what arrived is kept and another try goes on from there."""
+
+
+def fetch(
+    url: str,
+    path: str | os.PathLike[str],
+    *,
+    checksum: str | None = None,
+    num_retries: int = 5,
+    wait_seconds: float = 1.0,
+    timeout_seconds: float = 60.0,
+) -> Path:
+    """Fetch a URL to a file, unless the file is there with the right checksum.
+
+    What arrives is kept in ``<path>.part`` until it is complete. When the connection breaks, in
+    this call or an earlier one, the rest is asked for (HTTP Range); a server that does not know
+    ranges sends everything again.
+
+    Parameters
+    ----------
+    url : str
+        What to fetch: http, https or file.
+    path : path
+        Where it goes; missing folders are made.
+    checksum : str, optional
+        ``"md5:<hex>"`` or ``"sha256:<hex>"``. Without one, an existing file is taken as it is.
+    num_retries : int
+        How often a broken connection is taken up again.
+    wait_seconds : float
+        Pause before the first retry; doubled for each further one.
+    timeout_seconds : float
+        A connection that is silent for so long counts as broken.
+
+    Returns
+    -------
+    Path
+        `path`, complete and checked.
+
+    Raises
+    ------
+    DownloadError
+        When the server refuses, the connection keeps breaking, or the checksum differs.
+    ValueError
+        When the checksum is not written as above.
+    """
+    path = Path(path)
+    algorithm, digest = _parse_checksum(checksum)
+    if path.is_file():
+        if digest is None or _file_digest(path, algorithm) == digest:
+            return path
+        raise DownloadError(
+            f"{path} is there, but its {algorithm} is {_file_digest(path, algorithm)} and not "
+            f"{digest}: remove it to fetch {url} again"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    resumed = part.is_file() and part.stat().st_size > 0
+    _fetch_part(url, part, num_retries, wait_seconds, timeout_seconds)
+    if digest is not None and _file_digest(part, algorithm) != digest and resumed:
+        # The first piece may be of an older file: one try from the start.
+        part.unlink()
+        _fetch_part(url, part, num_retries, wait_seconds, timeout_seconds)
+    if digest is not None and (found := _file_digest(part, algorithm)) != digest:
+        part.unlink()
+        raise DownloadError(
+            f"{url}: the {algorithm} is {found} and not {digest}; the file was removed. The server "
+            "sent something else, or a damaged file: try again, or another mirror"
+        )
+    part.replace(path)
+    return path
+
+
+def _parse_checksum(checksum: str | None) -> tuple[str, str | None]:
+    if checksum is None:
+        return "md5", None
+    algorithm, _, digest = checksum.partition(":")
+    lengths = {"md5": 32, "sha256": 64}
+    if len(digest) != lengths.get(algorithm):
+        raise ValueError(f"checksum must be 'md5:<32 hex>' or 'sha256:<64 hex>', got {checksum!r}")
+    return algorithm, digest.lower()
+
+
+def _file_digest(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fetch_part(
+    url: str, part: Path, num_retries: int, wait_seconds: float, timeout_seconds: float
+) -> None:
+    """Fetch until the file is complete; go on after a broken connection."""
+    for attempt in range(num_retries + 1):
+        try:
+            _request(url, part, timeout_seconds)
+            return
+        except _Interrupted as error:
+            if attempt == num_retries:
+                have = part.stat().st_size if part.is_file() else 0
+                raise DownloadError(
+                    f"{url}: {error}, {attempt + 1} times; {have} bytes are kept in {part}: run "
+                    "this again to go on from there"
+                ) from error
+            time.sleep(wait_seconds * 2**attempt)
+
+
+def _request(url: str, part: Path, timeout_seconds: float) -> None:
+    """Make one request for what is missing and append it."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_seconds) as response:
+            goes_on = have > 0 and response.status == http.client.PARTIAL_CONTENT
+            _receive(response, part, have if goes_on else 0)
+    except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+            total = error.headers.get("Content-Range", "").rpartition("/")[2]
+            if total == str(have):
+                return  # the earlier call was stopped just before the end
+            part.unlink()
+            raise _Interrupted("the kept piece is longer than the file") from error
+        if error.code >= 500 or error.code == 429:
+            raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
+        raise DownloadError(
+            f"{url}: the server answered {error.code} {error.reason}: check the address"
+        ) from error
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        reason = getattr(error, "reason", error)
+        raise _Interrupted(f"the connection broke ({reason})") from error
+
+
+def _receive(response: http.client.HTTPResponse, part: Path, start: int) -> None:
+    """Write a response's body to the file from byte `start` on."""
+    from tqdm import tqdm
+
+    length = response.headers.get("Content-Length")
+    total = start + int(length) if length is not None else None
+    bar = tqdm(
+        desc=part.stem, initial=start, total=total, unit="B", unit_scale=True,
+        disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with part.open("ab" if start else "wb") as file, bar:
+        while block := response.read(_BLOCK):
+            file.write(block)
+            bar.update(len(block))
+    if total is not None and part.stat().st_size < total:
+        raise _Interrupted(f"the connection ended after {part.stat().st_size} of {total} bytes")
+
+
+def extract(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """Extract a tar or zip archive of plain files under a folder, wholly or not at all.
+
+    Parameters
+    ----------
+    archive : path
+        A ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2``, ``.tar.xz`` or ``.zip`` file.
+    folder : path
+        Where its contents go, beside what is there.
+
+    Returns
+    -------
+    Path
+        `folder`.
+
+    Raises
+    ------
+    DownloadError
+        When a member would leave the folder, is a link or a device, or the archive is damaged;
+        nothing of it is left then.
+    """
+    archive, folder = Path(archive), Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{archive.name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir()
+        if zipfile.is_zipfile(archive):
+            _extract_zip(archive, partial)
+        else:
+            _extract_tar(archive, partial)
+        _move_into(partial, folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise DownloadError(
+            f"{archive}: damaged, or no archive ({error}): remove it and fetch it again"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _check_member(archive: Path, name: str, folder: Path, *, plain: bool) -> None:
+    """Refuse a member that is neither file nor folder, or lies elsewhere than under `folder`."""
+    target = Path(os.path.normpath(folder / name))
+    if not plain or (target != folder and folder not in target.parents):
+        what = "would leave the folder" if plain else "is a link or a device"
+        raise DownloadError(
+            f"{archive}: its member {name!r} {what}; nothing was extracted. Do not use this archive"
+        )
+
+
+def _extract_tar(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as file:
+        for member in file:
+            plain = member.isfile() or member.isdir()
+            _check_member(archive, member.name, folder, plain=plain)
+            target = folder / member.name
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            # Written by hand: owners, modes and times of the archive are of no use here.
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source = file.extractfile(member)
+            assert source is not None  # it is a plain file
+            with source, target.open("wb") as out:
+                shutil.copyfileobj(source, out, _BLOCK)
+
+
+def _extract_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            kind = member.external_attr >> 28  # the file type of a Unix mode; 0 where there is none
+            _check_member(archive, member.filename, folder, plain=kind in (0, 4, 8))
+            file.extract(member, folder)
+
+
+def _move_into(source: Path, folder: Path) -> None:
+    """Move everything under `source` to `folder`, joining folders that are already there."""
+    for entry in sorted(source.iterdir()):
+        target = folder / entry.name
+        if entry.is_dir() and target.is_dir():
+            _move_into(entry, target)
+        else:
+            entry.replace(target)

@@ -1,0 +1,223 @@
+"""``run(BrainClass)``: command line -> seed -> prepare -> build -> fit -> test -> results."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from speechkit import distributed, pretrained
+from speechkit.brain import Brain
+from speechkit.checkpoint import CheckpointError
+from speechkit.data.manifest import DataError
+from speechkit.files import atomic_write
+from speechkit.hparams import Hparams, HparamsError, changes, parse_command_line, read_hparams
+from speechkit.report import write_report
+from speechkit.results import RunResults, environment
+from speechkit.tracking import setup_logging
+from speechkit.training import Interrupted, TrainingError
+
+logger = logging.getLogger(__name__)
+
+FLAGS = ("resume_with_changes", "test_only", "debug")
+OPTIONS = ("init_from", "device")
+RUN_KEYS = ("seed", "output_folder", "prepare", "reinit")
+GIVEN_BY_RUN = ("folder", "device", "seed")
+USER_ERRORS = (
+    CheckpointError, DataError, HparamsError, TrainingError,
+    pretrained.PretrainedError, pretrained.MismatchError, ImportError,
+)  # fmt: skip
+# Changing these does not change what is trained.
+NEUTRAL_KEYS = ("data.num_workers", "output_folder")
+
+
+def run(brain_class: type[Brain], argv: Sequence[str] | None = None) -> None:
+    """Train and test as a YAML says: the body of every recipe's ``train.py``.
+
+    ``python train.py hparams.yaml --key value --nested.key value`` overrides any key. Beside them:
+    ``--init_from FOLDER`` starts from a model folder (``--reinit "[head]"`` names what does not
+    come from it), ``--test_only`` skips training, ``--device cpu``, ``--resume_with_changes``
+    resumes although hyperparameters differ, ``--debug`` shows tracebacks.
+
+    Parameters
+    ----------
+    brain_class : type
+        The task's Brain. The YAML's top-level keys are the names of its constructor's arguments.
+    argv : sequence of str, optional
+        The command line without the program's name; by default the process's own.
+
+    Raises
+    ------
+    SystemExit
+        With 1 after an error that the user can mend, with 128 + n after signal n.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(brain_class, arguments)
+    except Interrupted as stop:
+        logger.warning("saved; the same command resumes")
+        raise SystemExit(128 + stop.signal_number) from None
+    except USER_ERRORS as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def brain_arguments(brain_class: type[Brain]) -> dict[str, bool]:
+    """Give the names of a Brain's constructor arguments and whether each is required.
+
+    Constructors that pass ``**kwargs`` on are followed up to :class:`Brain` itself.
+    """
+    names: dict[str, bool] = {}
+    for cls in brain_class.__mro__:
+        if "__init__" not in vars(cls) or cls is object:
+            continue
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+        for p in parameters:
+            if p.name != "self" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD):
+                names.setdefault(p.name, p.default is p.empty)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def _run(brain_class: type[Brain], arguments: list[str]) -> None:
+    yaml_path, overrides, options = parse_command_line(arguments, flags=FLAGS, options=OPTIONS)
+    accepted = brain_arguments(brain_class)
+    from_yaml = {name: needed for name, needed in accepted.items() if name not in GIVEN_BY_RUN}
+    hparams = read_hparams(
+        yaml_path,
+        overrides,
+        consumed=(*RUN_KEYS, *from_yaml),
+        required=("seed", *(name for name, needed in from_yaml.items() if needed)),
+    )
+    seed = int(hparams.value("seed"))
+    folder = _output_folder(hparams, yaml_path, seed)
+    with distributed.session():
+        setup_logging(folder, main=distributed.is_main())
+        with distributed.main_first():
+            if distributed.is_main():
+                _check_resume(hparams, folder, from_yaml, allowed=options["resume_with_changes"])
+                _write_hparams(hparams, folder, arguments)
+        built = _build(hparams, seed, [*from_yaml, "reinit"])
+        reinit = built.pop("reinit", None) or ()
+        if options["init_from"]:
+            _initialise(built["model"], options["init_from"], reinit)
+        # What training draws (dropout) differs by rank; all else is drawn by utterance.
+        seed_everything(seed + distributed.rank())
+        device = options["device"] or distributed.default_device()
+        brain = brain_class(**built, folder=folder, seed=seed, device=device)
+        if not options["test_only"]:
+            brain.fit()
+        if not (options["test_only"] and options["init_from"]):
+            brain.load_best()
+        _finish(brain, yaml_path, arguments)
+
+
+def _build(hparams: Hparams, seed: int, keys: Sequence[str]) -> dict[str, Any]:
+    """Prepare the data on rank 0, then build everything: the same weights on every rank."""
+    with distributed.main_first():
+        if "prepare" in hparams:
+            seed_everything(seed)
+            hparams.build(["prepare"])["prepare"]()
+    seed_everything(seed)
+    return hparams.build([key for key in keys if key in hparams])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _output_folder(hparams: Hparams, yaml_path: Path, seed: int) -> Path:
+    if "output_folder" in hparams:
+        return Path(str(hparams.value("output_folder")))
+    return Path("results") / yaml_path.stem / str(seed)
+
+
+def _check_resume(
+    hparams: Hparams, folder: Path, consumed: dict[str, bool], *, allowed: bool
+) -> None:
+    """Refuse to go on with other hyperparameters than the checkpoints were made with."""
+    before = folder / "hparams.yaml"
+    if not before.exists() or not any((folder / "checkpoints").glob("step-*.pt")):
+        return
+    old = read_hparams(before, {}, consumed=(*RUN_KEYS, *consumed))
+    changed = [c for c in changes(old.flat(), hparams.flat()) if c[0] not in NEUTRAL_KEYS]
+    if not changed:
+        return
+    table = "\n".join(f"  {key}: {was!r} -> {now!r}" for key, was, now in changed)
+    if not allowed:
+        raise HparamsError(
+            [
+                f"{folder} was trained with other hyperparameters:\n{table}\n"
+                "  Use another --output_folder or --seed for a new run, or --resume_with_changes "
+                "to go on from its last checkpoint with the new ones"
+            ]
+        )
+    logger.warning("resuming with changes:\n%s", table)
+
+
+def _write_hparams(hparams: Hparams, folder: Path, arguments: list[str]) -> None:
+    header = {"command": command_line(arguments), **environment()}
+    lines = "".join(f"# {name}: {value}\n" for name, value in header.items())
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / "hparams.yaml", lines + hparams.text)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Give the command of this process as a user would type it again."""
+    script = Path(sys.argv[0])
+    root = Path.cwd()
+    shown = script.resolve().relative_to(root) if script.resolve().is_relative_to(root) else script
+    return shlex.join(["python", str(shown), *arguments])
+
+
+def _initialise(model: nn.Module, source: str, reinit: Sequence[str]) -> None:
+    """Load what fits from a model folder; a new vocabulary gets new output layers."""
+    parts = set(reinit)
+    there = pretrained.load(source)
+    pieces, pieces_there = (getattr(getattr(m, "tokenizer", None), "pieces", None) for m in (model, there))
+    if None not in (pieces, pieces_there) and pieces != pieces_there:
+        new = set(getattr(model, "vocabulary_parts", ()))
+        if new - parts:
+            logger.info("the tokenizer is a new one: %s starts fresh", ", ".join(sorted(new)))
+        parts |= new
+    report = pretrained.load_state(model, there.state_dict(), reinit=sorted(parts))
+    logger.info("initialised from %s: %s", source, report)
+
+
+def _finish(brain: Brain, yaml_path: Path, arguments: list[str]) -> None:
+    """Save the model folder, test, and write RESULTS.json and the report."""
+    if distributed.is_main():
+        pretrained.save(brain.model, brain.folder / "model")
+    results = brain.test()
+    if not distributed.is_main():
+        return
+    record = RunResults(
+        recipe=yaml_path.stem,
+        command=command_line(arguments),
+        seed=brain.seed,
+        manifest_sha256={split: brain.data.manifest_sha256(split) for split in brain.data.splits},
+        results=results,
+        device=str(brain.device),
+    )
+    record.write(brain.folder / "RESULTS.json")
+    page = write_report(brain.folder)
+    for split, values in results.items():
+        shown = "  ".join(f"{r.metric} {r.value:.2f} {r.unit}".rstrip() for r in values[:3])
+        logger.info("%s: %s", split, shown)
+    logger.info("results: %s  model: %s", brain.folder / "RESULTS.json", brain.folder / "model")
+    logger.info("report: %s", page)

@@ -1,0 +1,96 @@
+"""Every module keeps its constructor's arguments as attributes, so that a folder can rebuild it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+import pytest
+from torch import nn
+
+import speechkit.nn
+from speechkit.nn.rnn import RecurrentEncoder
+
+_BLOCK: dict[str, Any] = {
+    "embed_dim": 12,
+    "num_heads": 3,
+    "feedforward_size": 20,
+    "dropout": 0.25,
+}
+_CONV: dict[str, Any] = {"channels": (3, 4), "strides": (2, 3), "kernel_size": 5, "dropout": 0.25}
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ConvBlock": {
+        "input_size": 8,
+        "output_size": 5,
+        "kernel_size": 5,
+        "stride": 3,
+        "dropout": 0.25,
+    },
+    "ConvEncoder": {"input_size": 8, **_CONV},
+    "ConvSubsampling": {"input_size": 8, "output_size": 6, "norm": True, **_CONV},
+    "MaskedBatchNorm": {"num_features": 4, "eps": 1e-3, "momentum": 0.2},
+    "Dropout": {"p": 0.25},
+    "RecurrentEncoder": {
+        "input_size": 8,
+        "hidden_size": 5,
+        "num_layers": 2,
+        "cell": "gru",
+        "bidirectional": False,
+        "dropout": 0.25,
+        "projection_size": 3,
+    },
+    "MultiHeadAttention": {"embed_dim": 12, "num_heads": 3, "dropout": 0.25, "bias": False},
+    "RelPosMultiHeadAttention": {"embed_dim": 12, "num_heads": 3, "dropout": 0.25, "bias": False},
+    "FeedForward": {"embed_dim": 12, "hidden_size": 20, "dropout": 0.25, "activation": "gelu"},
+    "TransformerLayer": {**_BLOCK, "pre_norm": False, "activation": "gelu"},
+    "TransformerEncoder": {
+        **_BLOCK,
+        "input_size": 8,
+        "num_layers": 2,
+        "pre_norm": False,
+        "activation": "gelu",
+    },
+    "ConformerConv": {"embed_dim": 12, "kernel_size": 5, "norm": "batch"},
+    "ConformerLayer": {**_BLOCK, "kernel_size": 5, "norm": "batch", "bias": False},
+    "ConformerEncoder": {
+        **_BLOCK,
+        "input_size": 8,
+        "num_layers": 2,
+        "kernel_size": 5,
+        "norm": "batch",
+        "bias": False,
+    },
+    "Stack": {"layers": [RecurrentEncoder(input_size=8, hidden_size=5, num_layers=1)]},
+}
+
+
+def _classes() -> list[type[nn.Module]]:
+    found = []
+    for info in pkgutil.iter_modules(speechkit.nn.__path__):
+        module = importlib.import_module(f"speechkit.nn.{info.name}")
+        for name, value in vars(module).items():
+            own = inspect.isclass(value) and value.__module__ == module.__name__
+            if own and issubclass(value, nn.Module) and not name.startswith("_"):
+                found.append(value)
+    return found
+
+
+@pytest.mark.parametrize("cls", _classes(), ids=lambda cls: cls.__name__)
+def test_constructor_arguments_are_attributes(cls: type[nn.Module]) -> None:
+    assert cls.__name__ in ARGUMENTS, f"give {cls.__name__} an entry in ARGUMENTS of this test"
+    given = ARGUMENTS[cls.__name__]
+    parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    assert parameters.keys() == given.keys(), "name every argument, to see that none is lost"
+    kinds = {p.kind for p in parameters.values()}
+    assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    module = cls(**given)
+    for name, value in given.items():
+        kept = getattr(module, name)
+        if isinstance(value, list | tuple):
+            kept, value = list(kept), list(value)
+        assert kept == value, name
+    rebuilt = cls(**{name: getattr(module, name) for name in given})
+    assert [p.shape for p in rebuilt.parameters()] == [p.shape for p in module.parameters()]
