@@ -9,9 +9,7 @@ A YAML file on the user's own disk is code, as a ``train.py`` is: never read one
 
 from __future__ import annotations
 
-import io
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,15 @@ import hyperpyyaml.core
 import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from speechkit.yaml_resolve import Resolver, flatten, plain, tagged
+from speechkit.command_line import parse_command_line
+from speechkit.yaml_resolve import Resolver, flatten, tagged
+from speechkit.yaml_targets import nearest
 from speechkit.yaml_tree import (
     Document,
     HparamsError,
     child,
+    dump,
     is_object,
-    nearest,
-    round_trip,
     tag_of,
 )
 
@@ -35,102 +34,6 @@ __all__ = ["Hparams", "HparamsError", "changes", "parse_command_line", "read_hpa
 
 ABSENT = "(absent)"
 _BUILT = "!built"
-
-
-def parse_command_line(
-    argv: Sequence[str], *, flags: Collection[str] = (), options: Collection[str] = ()
-) -> tuple[Path, dict[str, str], dict[str, Any]]:
-    """Take a recipe's command line apart.
-
-    ``hparams.yaml --seed 2 --model.encoder.num_layers=6 --test_only``. ``--help`` prints the
-    keys of the YAML file with their values and comments, and exits.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Without the program's name.
-    flags : collection of str
-        The program's own switches, which take no value.
-    options : collection of str
-        The program's own options, which take one.
-
-    Returns
-    -------
-    tuple
-        The YAML file, ``{key: value in YAML}``, and ``{flag: bool, option: str or None}``.
-
-    Raises
-    ------
-    HparamsError
-        For a missing file name, a missing value or a stray argument.
-
-    Examples
-    --------
-    >>> parse_command_line(["asr.yaml", "--lr", "-1", "--a.b=x"], flags=["test_only"])
-    (...Path('asr.yaml'), {'lr': '-1', 'a.b': 'x'}, {'test_only': False})
-    """
-    own: dict[str, Any] = dict.fromkeys(flags, False) | dict.fromkeys(options)
-    overrides: dict[str, str] = {}
-    files: list[str] = []
-    problems: list[str] = []
-    rest = list(argv)
-    wants_help = False
-    while rest:
-        argument = rest.pop(0)
-        if argument in ("-h", "--help"):
-            wants_help = True
-        elif not argument.startswith("--"):
-            files.append(argument)
-        elif argument[2:] in flags:
-            own[argument[2:]] = True
-        else:
-            key, equals, value = argument[2:].partition("=")
-            if not equals and (not rest or rest[0].startswith("--")):
-                near = nearest(key, flags)
-                problems.append(f"--{key}: needs a value, --{key} VALUE{near}")
-                continue
-            value = value if equals else rest.pop(0)
-            if not key or key in flags:
-                problems.append(f"{argument}: " + ("takes no value" if key else "names no key"))
-            elif key in own:
-                own[key] = value
-            else:
-                overrides[key] = value
-    if wants_help:
-        print(_help(files, flags, options))
-        raise SystemExit(0)
-    problems += [f"{stray!r}: a stray argument; keys are set as --key value" for stray in files[1:]]
-    if not files:
-        problems.insert(0, "no YAML file: the first argument is recipes/.../hparams/NAME.yaml")
-    if problems:
-        raise HparamsError(problems)
-    return Path(files[0]), overrides, own
-
-
-def _help(files: Sequence[str], flags: Collection[str], options: Collection[str]) -> str:
-    program = Path(sys.argv[0]).name
-    yaml = files[0] if files else "hparams.yaml"
-    rows = [f"usage: {program} {yaml} [--key value ...] [--nested.key=value ...]", ""]
-    rows += [f"  --{name}" for name in flags] + [f"  --{name} VALUE" for name in options]
-    if not files:
-        return "\n".join([*rows, "", f"{program} hparams.yaml --help lists the keys of that file."])
-    document = Document(Path(files[0]))
-    rows += ["", f"keys of {yaml}, with their values:"]
-    table = []
-    for key, node, line in document.entries():
-        tag = tag_of(node)
-        if isinstance(node, dict | list) and not tag:
-            leaf = isinstance(node, list) and not any(isinstance(v, dict | list) for v in node)
-            shown = str([plain(v) for v in node]) if leaf else ""
-        else:
-            value = "" if isinstance(node, dict | list) else getattr(node, "value", node)
-            shown = f"{tag} {'null' if value is None else value}".strip()
-        own_line = line is not None and "#" in document.lines[line - 1]
-        table.append((f"  --{key} {shown}", document.comment(line) if own_line else ""))
-    width = min(60, max((len(left) for left, _ in table), default=0))
-    return "\n".join(
-        rows + [f"{left.ljust(width)}  # {note}" if note else left for left, note in table]
-    )
 
 
 def read_hparams(
@@ -166,32 +69,32 @@ def read_hparams(
         With everything that is wrong.
     """
     document = Document(Path(path))
+    known = [*consumed, *required]
+    before = document.referenced()
     for key, value in (overrides or {}).items():
         document.override(key, value, extra=consumed)
+    document.drop_orphans(before, keep=[*known, *(key.split(".")[0] for key in overrides or {})])
+    resolved = Resolver(document).resolve()
+    _check_keys(document, known, required)
+    document.raise_problems()
+    return Hparams(document.path, document.text(), resolved)
+
+
+def _check_keys(document: Document, known: Collection[str], required: Collection[str]) -> None:
+    """Note top-level keys that nothing uses, and those that are missing."""
     tree = document.tree
-    text = _dump(tree) if document.overridden else document.source
-    resolver = Resolver(document)
-    resolved = resolver.resolve()
-    known = [*consumed, *required]
+    used = {*known, *document.referenced()}
     for key in tree:
         line = document.line_of(tree, key)
         if not isinstance(key, str):
             document.add(line, f"the top-level key {key!r} is no name; quote it")
-        elif key not in known and key not in resolver.referenced:
+        elif key not in used:
             hint = nearest(key, [name for name in known if name not in tree])
             document.add(line, f"nothing uses {key!r}{hint}")
     for key in required:
         if key not in tree:
             hint = nearest(key, [str(name) for name in tree if name not in known])
             document.add(None, f"the key {key!r} is missing{hint}")
-    document.raise_problems()
-    return Hparams(document.path, text, resolved)
-
-
-def _dump(tree: Any) -> str:
-    stream = io.StringIO()
-    round_trip().dump(tree, stream)
-    return stream.getvalue()
 
 
 class Hparams:
@@ -251,7 +154,7 @@ class Hparams:
         node = found[1]
         if is_object(node) or any(is_object(part) for part in _inner_nodes(node)):
             raise TypeError(f"{self.path}: {key!r} holds an object, it has no value before build()")
-        return _load({"value": node}, {})["value"]
+        return _load({"value": self._copy(node, {})}, {})["value"]
 
     def flat(self) -> dict[str, Any]:
         """Return ``{dotted key: plain value}``, with an object's tag where an object stands."""
@@ -285,6 +188,9 @@ class Hparams:
 
     def _copy(self, node: Any, copies: dict[int, Any]) -> Any:
         """Copy a tree, putting a marker where an object has been built before."""
+        if isinstance(node, float) and "e" in repr(node):
+            # hyperpyyaml loses digits of such floats when it writes them for itself.
+            return tagged(CommentedSeq([node.hex()]), _BUILT)
         if not isinstance(node, dict | list):
             return node
         if id(node) in self._built:
@@ -331,24 +237,35 @@ def _load(document: Mapping[str, Any], built: Mapping[int, Any]) -> dict[str, An
     class Loader(ruamel.yaml.Loader):
         """Keeps what is registered here from the other users of ruamel.yaml."""
 
-    Loader.add_constructor(_BUILT, lambda loader, node: built[loader.construct_sequence(node)[0]])
+    def restore(loader: Any, node: Any) -> Any:
+        (key,) = loader.construct_sequence(node)
+        return float.fromhex(key) if isinstance(key, str) else built[key]
+
+    Loader.add_constructor(_BUILT, restore)
     tree = CommentedMap()
     tree.update(document)
     with _defaults_restored():
-        return hyperpyyaml.load_hyperpyyaml(_dump(tree), loader=Loader)
+        return hyperpyyaml.load_hyperpyyaml(dump(tree), loader=Loader)
 
 
 @contextmanager
 def _defaults_restored() -> Iterator[None]:
-    """Undo what load_hyperpyyaml leaves behind in ruamel.yaml and yaml when building fails."""
+    """Undo what load_hyperpyyaml leaves behind in ruamel.yaml and yaml.
+
+    Its implicit tuples would change how all YAML in this process is read and written, and when
+    building fails, it leaves other defaults behind.
+    """
     plain_yaml = hyperpyyaml.core.yaml
     classes = (plain_yaml.constructor.BaseConstructor, ruamel.yaml.constructor.BaseConstructor)
     before = [cls.construct_object.__defaults__ for cls in classes]
+    resolvers = ruamel.yaml.resolver.implicit_resolvers
+    count = len(resolvers)
     try:
         yield
     finally:
         for cls, defaults in zip(classes, before):
             cls.construct_object.__defaults__ = defaults
+        del resolvers[count:]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -71,7 +71,7 @@ def figure_svg(figure: Any, label: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[a-zA-Z0-9]+_\d+(_\d+)?"', "", svg)  # the same in every figure
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in every figure
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     role = f'<svg role="img" aria-label="{escape(label)}" '
     return f"<figure>{svg.replace('<svg ', role, 1)}</figure>"
@@ -153,7 +153,7 @@ def spectrogram(samples: Tensor, sample_rate: int, what: str = "") -> str:
     power = torch.stft(padded, n_fft, hop, window=window, return_complex=True).abs().square()
     bank = melscale_fbanks(n_fft // 2 + 1, 0.0, top, num_mels, sample_rate)
     level = 10 * (power.T @ bank).clamp(min=1e-10).log10()
-    figure, axes = _axes(5.6, 1.9)
+    figure, axes = _axes(5.0, 1.8)
     high = float(level.max())
     seconds = len(padded) / sample_rate
     axes.imshow(
@@ -164,9 +164,9 @@ def spectrogram(samples: Tensor, sample_rate: int, what: str = "") -> str:
     axes.set_yticks(
         [num_mels * _mel(1000 * k) / _mel(top) for k in ticks], [f"{k:g}" for k in ticks]
     )
-    axes.tick_params(labelsize=8)
-    axes.set_xlabel("seconds", color=INK, fontsize=8)
-    axes.set_ylabel("kHz", color=INK, fontsize=8)
+    axes.tick_params(labelsize=10)
+    axes.set_xlabel("seconds", color=INK, fontsize=10)
+    axes.set_ylabel("kHz", color=INK, fontsize=10)
     label = f"Log-mel spectrogram {what}, {seconds:.2f} s, 0 to {top / 1000:g} kHz"
     return figure_svg(figure, label)
 
@@ -193,7 +193,9 @@ def audio_player(samples: Tensor, sample_rate: int, label: str) -> str:
     pcm = samples.clamp(-1, 1).numpy()
     soundfile.write(buffer, pcm, sample_rate, format="FLAC", subtype="PCM_16")
     source = f"data:audio/flac;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return f'<audio controls preload="metadata" aria-label="{escape(label)}" src="{source}"></audio>'
+    return (
+        f'<audio controls preload="metadata" aria-label="{escape(label)}" src="{source}"></audio>'
+    )
 
 
 # ---------------------------------------------------------------- the page
@@ -239,12 +241,12 @@ thead th { color: var(--soft); } th { font-weight: 500; }
 td .unit { font-size: .9em; }
 .grid { display: grid; gap: 1rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%,
   22rem), 1fr)); }
-figure { margin: 0; max-width: 40rem; }
+figure { margin: 0; max-width: 36rem; }
 figure svg { display: block; width: 100%; height: auto; }
 article { margin: 1rem 0; padding: 1rem; background: var(--card); border-radius: 8px; }
 .aligned { margin: .25rem 0 .75rem; font-size: 1.05rem; overflow-wrap: anywhere; }
 article > :last-child { margin-bottom: 0; }
-audio { display: block; width: 100%; max-width: 40rem; height: 2.5rem; margin-top: .5rem; }
+audio { display: block; width: 100%; max-width: 36rem; height: 2.5rem; margin-top: .5rem; }
 ins { text-decoration: none; font-weight: 600; }
 del { text-decoration: line-through; }
 .sub, .ins, .del { padding: .05em .3em; border-radius: 4px; box-decoration-break: clone; }

@@ -227,7 +227,7 @@ def load(
     model = build(config["model"], folder, root=root)
     if not isinstance(model, nn.Module):
         raise PretrainedError(f"{folder}: {config['model']['class']} is not a model")
-    load_into(model, _open_weights(folder, root), (), str(folder))
+    load_into(model, _open_weights(folder, root), None, str(folder))
     return model.to(device).eval()
 
 

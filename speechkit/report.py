@@ -264,27 +264,29 @@ def alignment(reference: str, hypothesis: str) -> str:
 
 def player(run: Run, row: Mapping[str, Any]) -> str:
     """Give a row's spectrogram and audio player; nothing without sound or allowance."""
-    from speechkit.data.audio import read_audio
+    from speechkit.data.audio import audio_info, read_audio
 
     path = row.get("audio")
     if not path or run.players <= 0 or run.media_bytes <= 0:
         return ""
-    duration = float(row.get("duration") or MAX_SECONDS)
-    span = min(duration, MAX_SECONDS)
+    start = float(row.get("start") or 0.0)
     try:
-        samples, rate = read_audio(
-            run.folder / str(path), start=float(row.get("start") or 0.0), duration=span
-        )
+        file = run.folder / str(path)
+        info = audio_info(file)
+        duration = float(row.get("duration") or info.num_samples / info.sample_rate - start)
+        samples, rate = read_audio(file, start=start, duration=min(duration, MAX_SECONDS))
     except DataError as error:  # moved since: the page says so and shows the rest
         return f'<p class="label">No sound: {escape(error)}</p>'
     name = row.get("id", "the utterance")
     shown = spectrogram(samples, rate, f"of {name}")
     shown += audio_player(samples, rate, f"Recording of {name}")
     if len(shown) > run.media_bytes:
+        run.media_bytes = 0  # full: the next ones need not be tried
         return ""
     run.players -= 1
     run.media_bytes -= len(shown)
-    return shown + (f'<p class="label">The first {span:.0f} s.</p>' if duration > span else "")
+    cut = f'<p class="label">The first {MAX_SECONDS:.0f} s.</p>' if duration > MAX_SECONDS else ""
+    return shown + cut
 
 
 def _counted(result: Result) -> str:

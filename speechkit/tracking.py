@@ -81,6 +81,7 @@ class Tracker:
 
     def log(self, row: Mapping[str, float]) -> None:
         """Write one row; it holds ``epoch`` and ``step``, the other names become scalars."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
         if self._writer is None:

@@ -22,9 +22,9 @@ class Mismatch(NamedTuple):
 
 
 class MismatchError(PretrainedError):
-    """A state does not fit a model; ``rows`` holds what differs."""
+    """A state does not fit a model; ``rows`` holds what differs, ``hint`` says what to do."""
 
-    def __init__(self, rows: Sequence[Mismatch], source: str) -> None:
+    def __init__(self, rows: Sequence[Mismatch], source: str, hint: str = "") -> None:
         self.rows = list(rows)
         shown = [("name", "here", "there")]
         shown += [(row.name, row.here or "-", row.there or "-") for row in self.rows[:40]]
@@ -34,12 +34,8 @@ class MismatchError(PretrainedError):
         ]
         if len(self.rows) > 40:
             table.append(f"  ... and {len(self.rows) - 40} more")
-        parts = sorted({row.name.split(".")[0] for row in self.rows})
-        super().__init__(
-            f"{source}: {len(self.rows)} tensors do not fit the model:\n"
-            + "\n".join(table)
-            + f"\nTo fine-tune with new weights there, name them: reinit: [{', '.join(parts)}]"
-        )
+        head = f"{source}: {len(self.rows)} tensors do not fit the model:"
+        super().__init__("\n".join([head, *table, *([hint] if hint else [])]))
 
 
 class LoadReport(NamedTuple):
@@ -54,7 +50,10 @@ class LoadReport(NamedTuple):
 
 
 def load_into(
-    model: nn.Module, state: Mapping[str, Tensor], reinit: Sequence[str], source: str
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    reinit: Sequence[str] | None,
+    source: str,
 ) -> LoadReport:
     """Load a state into a model in place, or raise and leave the model as it was.
 
@@ -65,7 +64,7 @@ def load_into(
     state : Mapping
         Names and tensors.
     reinit : sequence of str
-        Names of parts that keep the weights they have here.
+        Names of parts that keep the weights they have here; None where there can be none.
     source : str
         What messages call the state.
 
@@ -75,12 +74,11 @@ def load_into(
         If, outside ``reinit``, a tensor is missing, unexpected or of another shape.
     """
     own = model.state_dict()
-    if isinstance(reinit, str):
-        reinit = [reinit]
-    _check_prefixes(reinit, [*own, *state])
+    prefixes = [reinit] if isinstance(reinit, str) else list(reinit or ())
+    _check_prefixes(prefixes, [*own, *state])
 
     def is_fresh(name: str) -> bool:
-        return any(name == prefix or name.startswith(prefix + ".") for prefix in reinit)
+        return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
     rows = []
     for name in [*own, *(name for name in state if name not in own)]:
@@ -88,7 +86,9 @@ def load_into(
         if here != there and not is_fresh(name):
             rows.append(Mismatch(name, here, there))
     if rows:
-        raise MismatchError(rows, source)
+        parts = ", ".join(dict.fromkeys([*prefixes, *(row.name.split(".")[0] for row in rows)]))
+        hint = f"To start fresh there, name the parts: reinit: [{parts}]"
+        raise MismatchError(rows, source, hint if reinit is not None else "")
     loaded = {name: state[name] for name in own if not is_fresh(name)}
     damaged = [
         name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import inspect
 import re
 from typing import Any
 
@@ -13,14 +12,13 @@ from hyperpyyaml.core import parse_arithmetic
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
+from speechkit.yaml_targets import check_call, nearest
 from speechkit.yaml_tree import (
     OBJECT_TAGS,
     TAGS,
     Document,
     child,
     is_object,
-    locate,
-    nearest,
     parse_reference,
     tag_of,
 )
@@ -38,10 +36,11 @@ FAILED = _Failed()
 def plain(value: Any) -> Any:
     """Turn a scalar of the round-trip parser into Python's own.
 
-    Strings that are quoted in the file stay quoted, so that ``"(a)"`` is no tuple.
+    Unquoted strings in parentheses become tuples, as in hyperpyyaml.
     """
-    if isinstance(value, SingleQuotedScalarString | DoubleQuotedScalarString):
-        return value
+    quoted = isinstance(value, SingleQuotedScalarString | DoubleQuotedScalarString)
+    if isinstance(value, str) and re.fullmatch(r"\(.*\)", value):
+        return DoubleQuotedScalarString(value) if quoted else TaggedScalar(value, None, "!tuple")
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -52,80 +51,6 @@ def tagged(node: Any, tag: str) -> Any:
     """Give a mapping or list a tag."""
     node.yaml_set_ctag(ruamel.yaml.Tag(suffix=tag))
     return node
-
-
-def check_call(tag: str, args: Any) -> list[str]:
-    """Check what an object's tag names and whether it takes the arguments given.
-
-    Parameters
-    ----------
-    tag : str
-        ``!new:``, ``!name:``, ``!apply:`` or ``!module:`` and a dotted name.
-    args : dict or list
-        Keyword or positional arguments.
-
-    Returns
-    -------
-    list of str
-        What is wrong.
-
-    Examples
-    --------
-    >>> check_call("!new:torch.nn.Dropout", {"prob": 0.1})
-    ["torch.nn.Dropout takes no argument 'prob'; it takes p, inplace"]
-    """
-    kind, target = tag.split(":", 1)
-    try:
-        found = locate(target)
-    except LookupError as error:
-        return [f"{tag}: {error}"]
-    if kind == "!module":
-        return [] if inspect.ismodule(found) else [f"{tag}: is not a module"]
-    if kind == "!new" and not inspect.isclass(found):
-        return [f"{tag}: is not a class; a function is called with !apply:{target}"]
-    if kind == "!apply" and not inspect.isroutine(found):
-        return [f"{tag}: is not a function; a class is built with !new:{target}"]
-    if kind == "!name" and not callable(found):
-        return [f"{tag}: takes no arguments"] if args else []
-    try:
-        parameters = list(inspect.signature(found).parameters.values())
-    except (TypeError, ValueError):
-        return []  # builtins without a signature cannot be checked
-    return _check_arguments(kind, target, parameters, args)
-
-
-def _check_arguments(
-    kind: str, target: str, parameters: list[inspect.Parameter], args: Any
-) -> list[str]:
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    by_name = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    problems = []
-    given: set[str] = set()
-    if isinstance(args, list):
-        if len(args) > len(positional) and not any_number:
-            problems.append(f"{target} takes {len(positional)} arguments, not {len(args)}")
-        given = {p.name for p in positional[: len(args)]}
-    else:
-        given = {str(name) for name in args}
-        for name in args:
-            if name not in by_name and not any_name:
-                hint = nearest(str(name), by_name)
-                if not hint:
-                    names = [p.name for p in parameters if p.name in by_name]
-                    hint = f"; it takes {', '.join(names)}" if names else "; it takes none"
-                problems.append(f"{target} takes no argument {name!r}{hint}")
-    if kind != "!name":
-        required = [
-            p.name
-            for p in parameters
-            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        ]
-        missing = [name for name in required if name not in given]
-        if missing:
-            problems.append(f"{target} needs {', '.join(missing)}, which is not given")
-    return problems
 
 
 class Resolver:
@@ -141,7 +66,6 @@ class Resolver:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.referenced: set[str] = set()
         self._done: dict[int, Any] = {}
         self._active: set[int] = set()
         self._copies: list[Any] = []
@@ -201,7 +125,7 @@ class Resolver:
 
     def _tagged_scalar(self, node: TaggedScalar, tag: str, key: str, line: int | None) -> Any:
         if tag == "!tuple":
-            return str(node.value)
+            return TaggedScalar(str(node.value), None, "!tuple")
         if str(node.value).strip():
             text = f"{key!r}: {tag} takes arguments as 'name: value' lines, not {node.value!r}"
             self._problem(key, line, text)
@@ -257,7 +181,6 @@ class Resolver:
                 self._problem(key, line, f"{key!r}: <{text}> refers to no key{hint}")
                 return FAILED
             last, node = found
-        self.referenced.add(reference.parts[0])
         if fresh:
             node = copy.deepcopy(document.follow(node))
             self._copies.append(node)  # kept, as nodes are known by their id
@@ -315,7 +238,7 @@ def flatten(tree: CommentedMap) -> dict[str, Any]:
             target = inner[6:-1] if inner.startswith("!ref <") else inner
             result[key] = f"!ref <{target}.{node[1]}>"
             return
-        if tag:
+        if is_object(node):
             result[key] = tag
         if isinstance(node, dict):
             for name, value in node.items():
@@ -336,6 +259,6 @@ def flatten(tree: CommentedMap) -> dict[str, Any]:
 def _json_value(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
-    if isinstance(value, str):
-        return str(value)
+    if isinstance(value, str | TaggedScalar):
+        return str(getattr(value, "value", value))
     return value

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import pydoc
+import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +10,9 @@ from typing import Any, NamedTuple
 
 import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from ruamel.yaml.scalarfloat import ScalarFloat
+
+from speechkit.yaml_targets import nearest, parameters_of
 
 OBJECT_TAGS = ("!new:", "!name:", "!apply:", "!module:")
 TAGS = (*OBJECT_TAGS, "!ref", "!copy", "!tuple", "!PLACEHOLDER")
@@ -62,12 +62,33 @@ def parse_reference(text: str) -> Reference | None:
     return Reference(parts, tuple(attributes.split(".")[1:]))
 
 
+class _Representer(ruamel.yaml.RoundTripRepresenter):
+    """Writes floats so that they are read as the same: ruamel.yaml loses digits of some."""
+
+    def represent_scalar_float(self, data: Any) -> Any:
+        node = super().represent_scalar_float(data)
+        if float(node.value.replace("_", "")) != float(data):
+            return self.represent_float(float(data))
+        return node
+
+
+_Representer.add_representer(ScalarFloat, _Representer.represent_scalar_float)
+
+
 def round_trip() -> ruamel.yaml.YAML:
     """Return a parser and writer that keeps tags, comments and quotes."""
     yaml = ruamel.yaml.YAML()
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 2**16
     return yaml
+
+
+def dump(tree: Any) -> str:
+    """Write a tree as YAML."""
+    stream = io.StringIO()
+    round_trip().dump(tree, stream)
+    return stream.getvalue()
 
 
 def tag_of(node: Any) -> str:
@@ -90,63 +111,6 @@ def child(node: Any, part: str) -> tuple[Any, Any] | None:
     if isinstance(node, list) and part.isdigit() and int(part) < len(node):
         return int(part), node[int(part)]
     return None
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest candidate, or nothing.
-
-    Examples
-    --------
-    >>> nearest("num_layers", ["seed", "model.encoder.num_layers"])
-    "; did you mean 'model.encoder.num_layers'?"
-    """
-    names = list(dict.fromkeys(candidates))
-    same_end = [other for other in names if other.split(".")[-1] == name.split(".")[-1]]
-    near = difflib.get_close_matches(name, same_end, 1, cutoff=0.0)
-    near = near or difflib.get_close_matches(name, names, 1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def locate(target: str) -> Any:
-    """Import what ``!new:target`` names.
-
-    Raises
-    ------
-    LookupError
-        If there is no such thing, with the nearest name, or its module cannot be imported.
-
-    Examples
-    --------
-    >>> locate("collections.Counter")
-    <class 'collections.Counter'>
-    """
-    try:
-        found = pydoc.locate(target)
-    except pydoc.ErrorDuringImport as error:
-        raise LookupError(f"{target} cannot be imported: {error.value!r}") from error
-    if found is not None:
-        return found
-    module_name, _, name = target.rpartition(".")
-    while module_name:
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError:
-            module_name, _, name = module_name.rpartition(".")
-            continue
-        hint = nearest(name, [other for other in vars(module) if not other.startswith("_")])
-        raise LookupError(f"there is no {name!r} in {module_name}{hint}")
-    raise LookupError(f"there is no module {target.split('.')[0]!r}")
-
-
-def parameters_of(node: Any) -> dict[str, inspect.Parameter]:
-    """Return the parameters of the callable that a node's tag names; empty if not known."""
-    tag = tag_of(node)
-    if not tag.startswith(("!new:", "!name:", "!apply:")):
-        return {}
-    try:
-        return dict(inspect.signature(locate(tag.split(":", 1)[1])).parameters)
-    except (LookupError, TypeError, ValueError):
-        return {}  # a target that cannot be imported is reported where targets are checked
 
 
 class Entry(NamedTuple):
@@ -189,9 +153,9 @@ class Document:
 
     def _parse(self) -> CommentedMap:
         yaml = round_trip()
+        yaml.allow_duplicate_keys = True  # they are all found below, not only the first
         try:
-            self._find_duplicates(yaml.compose(self.source), "")
-            yaml.allow_duplicate_keys = True
+            self._find_duplicates(round_trip().compose(self.source), "")
             tree = yaml.load(self.source)
         except ruamel.yaml.error.MarkedYAMLError as error:
             tabs = [n for n, line in enumerate(self.lines, 1) if re.match(r"[ ]*\t", line)]
@@ -253,6 +217,20 @@ class Document:
             above.insert(0, text.strip().lstrip("# ").strip())
         return " ".join(part for part in above if part)
 
+    def text(self) -> str:
+        """Return the YAML text: the file's own, or with the overrides in place."""
+        if not self.overridden:
+            return self.source
+        text = dump(self.tree)
+        # ruamel.yaml moves the comment behind a tag to a line of its own: put it back.
+        for line in self.lines:
+            found = re.search(r"!\S+[ ]+(#.*)$", line)
+            if found:
+                pattern = r"(!\S+)[ ]*\n[ ]+" + re.escape(found.group(1)) + r"[ ]*\n"
+                line_end = f"  {found.group(1)}\n".replace("\\", r"\\")
+                text = re.sub(pattern, r"\1" + line_end, text, count=1)
+        return text
+
     def line_of(self, parent: Any, key: Any) -> int | None:
         """Return the line (from 1) of a key of a mapping or list, if it is from the file."""
         data = getattr(getattr(parent, "lc", None), "data", None) or {}
@@ -260,9 +238,9 @@ class Document:
             data[key][0] + 1 if key in data and id(parent) not in self._from_command_line else None
         )
 
-    def entries(self, node: Any = None, prefix: str = "") -> Iterator[Entry]:
+    def entries(self, node: Any = ..., prefix: str = "") -> Iterator[Entry]:
         """Iterate over all nodes with their dotted keys, parents before children."""
-        node = self.tree if node is None else node
+        node = self.tree if node is ... else node
         items: Iterable[tuple[Any, Any]] = ()
         if isinstance(node, dict):
             items = node.items()
@@ -272,6 +250,19 @@ class Document:
             dotted = f"{prefix}{key}"
             yield Entry(dotted, value, self.line_of(node, key))
             yield from self.entries(value, dotted + ".")
+
+    def referenced(self) -> set[str]:
+        """Return the top-level keys that references in the tree name."""
+        nodes = [e.node for e in self.entries() if tag_of(e.node) in ("!ref", "!copy")]
+        texts = [text for node in nodes for text in _REFERENCE.findall(str(node.value))]
+        found = [parse_reference(text) for text in texts]
+        return {reference.parts[0] for reference in found if reference is not None}
+
+    def drop_orphans(self, before: set[str], keep: Collection[str]) -> None:
+        """Remove the keys that only what was overridden referred to."""
+        while orphans := [k for k in self.tree if k in before - self.referenced() - set(keep)]:
+            for key in orphans:
+                del self.tree[key]
 
     def follow(self, node: Any) -> Any:
         """Follow ``!ref <key>`` from a node to the node of the file that it stands for."""
@@ -343,7 +334,7 @@ class Document:
         if node is self.tree and name in extra:
             node[name] = value
             return True
-        parameter = parameters_of(node).get(name)
+        parameter = parameters_of(tag_of(node)).get(name)
         if parameter is None or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             return False
         if isinstance(node, dict):
@@ -383,5 +374,7 @@ class Document:
         prefix, _, _ = key.rpartition(".")
         for entry in list(self.entries()):
             if entry.key == prefix:
-                known += [f"{prefix}.{name}" for name in parameters_of(self.follow(entry.node))]
+                known += [
+                    f"{prefix}.{name}" for name in parameters_of(tag_of(self.follow(entry.node)))
+                ]
         self.add(None, f"{self.path} has no such key{nearest(key, known)}", option=key)

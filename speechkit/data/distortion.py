@@ -295,6 +295,11 @@ def check_range(name: str, bounds: Any, *, low: float = -math.inf, high: float =
     return pair
 
 
+def fft_size(least: int) -> int:
+    """Return a size not below ``least`` whose FFT is fast."""
+    return -(-least // _FFT_MULTIPLE) * _FFT_MULTIPLE
+
+
 def _flank(x: Tensor) -> Tensor:
     """Half a cosine from 0 (x <= 0) to 1 (x >= 1)."""
     return 0.5 - 0.5 * torch.cos(math.pi * x.clamp(0.0, 1.0))
@@ -302,8 +307,7 @@ def _flank(x: Tensor) -> Tensor:
 
 def _filter(waveform: Tensor, gain: Any, sample_rate: int) -> Tensor:
     """Multiply the spectrum by ``gain(frequencies in Hz)``; zeros keep the ends from wrapping."""
-    size = len(waveform) + int(2 * sample_rate / _EDGE_HZ)
-    size = -(-size // _FFT_MULTIPLE) * _FFT_MULTIPLE
+    size = fft_size(len(waveform) + int(2 * sample_rate / _EDGE_HZ))
     frequencies = torch.fft.rfftfreq(size, 1.0 / sample_rate)
     spectrum = torch.fft.rfft(waveform, n=size) * gain(frequencies)
     return torch.fft.irfft(spectrum, n=size)[: len(waveform)].contiguous()

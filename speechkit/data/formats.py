@@ -20,7 +20,7 @@ from speechkit.data.manifest import DataError
 # Writers to a pipe cannot know the size and put a huge number there.
 _STREAMED_BYTES = 0x7FFF0000
 _UNKNOWN_SAMPLES = 1 << 48
-_BLOCK = 1 << 20
+_MOST_SCRATCH = 1 << 20
 _HEAD = 4096
 _scratch = threading.local()
 
@@ -83,12 +83,12 @@ class _SoundFileReader:
     def __init__(self, sound: Any, path: Any) -> None:
         self._sound = sound
         self._path = path
-        frames = sound.frames
-        if frames > _UNKNOWN_SAMPLES:  # a FLAC written to a pipe
-            frames = 0
-            while block := len(sound.read(_BLOCK, dtype="int16")):
-                frames += block
-        self.info = AudioInfo(sound.samplerate, frames, sound.channels)
+        if sound.frames > _UNKNOWN_SAMPLES:
+            raise DataError(
+                f"{path}: its header does not say how long it is (it was written to a pipe); "
+                "convert it again, to a file"
+            )
+        self.info = AudioInfo(sound.samplerate, sound.frames, sound.channels)
 
     def read(self, first: int, count: int) -> Tensor:
         import soundfile
@@ -126,7 +126,7 @@ class _WavReader:
 
 def _scratch_samples(count: int) -> np.ndarray[Any, Any]:
     """Return memory that this thread's next read overwrites: fresh pages cost more than reading."""
-    if count > _BLOCK:
+    if count > _MOST_SCRATCH:
         return np.empty(count, dtype="<i2")
     if not hasattr(_scratch, "samples") or len(_scratch.samples) < count:
         _scratch.samples = np.empty(2 * count, dtype="<i2")

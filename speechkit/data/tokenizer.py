@@ -369,10 +369,8 @@ def _train_sentencepiece(texts: list[str], vocab_size: int, model_type: str) -> 
         characters = len({character for text in texts for character in text})
         # Its message says "3 vs 24" where 24 is the least possible, or "a value <= 29".
         bound = re.search(r"(<=|vs) (\d+)", str(error))
-        advice = "another number"
-        if bound:
-            side = "most" if bound[1] == "<=" else "least"
-            advice = f"at {side} {int(bound[2]) + 1}"
+        side = "most" if bound and bound[1] == "<=" else "least"
+        advice = f"at {side} {int(bound[2]) + 1}" if bound else "another number"
         raise DataError(
             f"SentencePiece cannot make vocab_size={vocab_size} {model_type} labels from "
             f"{len(texts)} texts with {characters} different characters: {error} (the blank is not "

@@ -21,7 +21,7 @@ class DownloadError(OSError):
     """A file could not be fetched or is not what was asked for; the message says what to do."""
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """The connection broke; what arrived is kept and another try goes on from there."""
 
 
@@ -120,7 +120,7 @@ def _fetch_part(
         try:
             _request(url, part, timeout_seconds)
             return
-        except _Interrupted as error:
+        except _InterruptedError as error:
             if attempt == num_retries:
                 have = part.stat().st_size if part.is_file() else 0
                 raise DownloadError(
@@ -144,15 +144,20 @@ def _request(url: str, part: Path, timeout_seconds: float) -> None:
             if total == str(have):
                 return  # the earlier call was stopped just before the end
             part.unlink()
-            raise _Interrupted("the kept piece is longer than the file") from error
+            raise _InterruptedError("the kept piece is longer than the file") from error
         if error.code >= 500 or error.code == 429:
-            raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
+            raise _InterruptedError(f"the server answered {error.code} {error.reason}") from error
         raise DownloadError(
             f"{url}: the server answered {error.code} {error.reason}: check the address"
         ) from error
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
         reason = getattr(error, "reason", error)
-        raise _Interrupted(f"the connection broke ({reason})") from error
+        raise _InterruptedError(f"the connection broke ({reason})") from error
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, start: int) -> None:
@@ -170,7 +175,9 @@ def _receive(response: http.client.HTTPResponse, part: Path, start: int) -> None
             file.write(block)
             bar.update(len(block))
     if total is not None and part.stat().st_size < total:
-        raise _Interrupted(f"the connection ended after {part.stat().st_size} of {total} bytes")
+        raise _InterruptedError(
+            f"the connection ended after {part.stat().st_size} of {total} bytes"
+        )
 
 
 def extract(archive: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:

@@ -1,9 +1,9 @@
 """Drive the espeak-ng library in retrieval mode: text in, 16-bit samples out.
 
-espeak-ng keeps state between utterances (the phase of its pitch flutter, a random source) that
-neither ``espeak_Terminate`` nor a new voice resets. So that the same requests always give the same
-samples, `synthesize` runs this very file as a script in a fresh process: it must import nothing of
-speechkit (a plain script starts in a tenth of a second; one that imports torch needs seconds).
+espeak-ng keeps state between utterances (the phase of its pitch flutter, for one) that neither
+``espeak_Terminate`` nor a new voice resets. So that the same requests always give the same samples,
+`synthesize` runs this very file as a script in a fresh process: it must import nothing of speechkit
+(a plain script starts in a tenth of a second; one that imports torch needs seconds).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def synthesize(requests: Sequence[Request]) -> Iterator[np.ndarray]:
         child.stderr.close()
 
 
-def _read_block(stream: BinaryIO, errors: BinaryIO, request: Request) -> np.ndarray:
+def _read_block(stream: IO[bytes], errors: IO[bytes], request: Request) -> np.ndarray:
     """Read one utterance: a 32-bit count, then that many samples."""
     header = stream.read(4)
     count = struct.unpack("<i", header)[0] if len(header) == 4 else 0
@@ -115,7 +115,7 @@ def _check(code: int, what: str) -> None:
         raise SystemExit(f"espeak-ng: {what} failed with code {code}")
 
 
-def _speak_all(requests: Sequence[Request], out: BinaryIO) -> None:
+def _speak_all(requests: Sequence[Request], out: IO[bytes]) -> None:
     """Speak the requests with the library of this process and write the samples to `out`."""
     import espeakng_loader
 
@@ -124,6 +124,8 @@ def _speak_all(requests: Sequence[Request], out: BinaryIO) -> None:
     rate = library.espeak_Initialize(_SYNCHRONOUS, 0, data_path, 0)
     if rate != SAMPLE_RATE:
         raise SystemExit(f"espeak-ng: expected a sampling rate of {SAMPLE_RATE} Hz, got {rate}")
+    # Breathy variants (f2, f3) draw noise, by default from a source seeded by the clock.
+    _check(library.espeak_ng_SetRandSeed(ctypes.c_long(1)), "seeding")
     blocks: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)

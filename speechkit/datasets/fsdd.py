@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from itertools import chain, cycle
+from itertools import chain, cycle, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,10 +123,10 @@ def _plan_strings(
         piles = {}
         for digit in range(10):
             pile = [take for take in takes if (take.speaker, take.digit) == (speaker, digit)]
-            random.shuffle(pile)  # type: ignore[arg-type]
+            random.shuffle(pile)
             piles[digit] = cycle(pile)
         begins = np.concatenate([[0], np.cumsum(own_sizes)])
-        for number, (begin, end) in enumerate(zip(begins[:-1], begins[1:])):
+        for number, (begin, end) in enumerate(pairwise(begins)):
             chosen = tuple(next(piles[int(digit)]) for digit in deck[begin:end])
             strings.append(_String(f"{split}-{speaker}-{number:04d}", speaker, chosen))
     return strings
@@ -252,10 +252,11 @@ def prepare(
     }
     manifests = {split: out / f"{split}.jsonl" for split in SPLITS}
     audio, stamp = out / "audio", out / f".{_STAMP}"
-    have = len(list(audio.glob("*/*.flac")))
-    if have == sum(counts.values()) and preparation.is_current(audio / _STAMP, settings):
-        if preparation.is_current(stamp, settings):
-            return manifests
+    stamps = (audio / _STAMP, stamp)
+    if len(list(audio.glob("*/*.flac"))) == sum(counts.values()) and all(
+        preparation.is_current(path, settings) for path in stamps
+    ):
+        return manifests
     preparation.check_replaceable(audio, _STAMP)
     partial = out / f".audio.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -79,8 +79,8 @@ def is_current(path: Path, settings: Mapping[str, Any]) -> bool:
     >>> out = folder / "train.jsonl"
     >>> _ = out.write_text("one row")
     >>> write_stamp(folder / "stamp.json", {"seed": 0}, [out])
-    >>> is_current(folder / "stamp.json", {"seed": 0}), is_current(folder / "stamp.json", {"seed": 1})
-    (True, False)
+    >>> [is_current(folder / "stamp.json", {"seed": seed}) for seed in (0, 1)]
+    [True, False]
     >>> _ = out.write_text("another row")
     >>> is_current(folder / "stamp.json", {"seed": 0})
     False

@@ -8,8 +8,9 @@ and ``test`` do not occur in ``train``.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -38,36 +39,58 @@ class Voice(NamedTuple):
 
 
 VOICES = (
-    Voice(101, "train", "M", "en-us+m1", 45, 165),
-    Voice(102, "train", "F", "en-us+f1", 50, 170),
-    Voice(103, "train", "M", "en+m2", 40, 160),
-    Voice(104, "train", "F", "en+f3", 55, 175),
-    Voice(105, "train", "M", "en-gb-scotland+m4", 50, 170),
-    Voice(106, "train", "F", "en-gb-x-rp+f4", 45, 160),
-    Voice(107, "train", "M", "en-us+m7", 55, 180),
-    Voice(108, "train", "M", "en-gb-x-rp+m3", 35, 165),
-    Voice(109, "train", "F", "en-us+f2", 60, 165),
-    Voice(110, "train", "F", "en-us-nyc+f1", 40, 180),
-    Voice(201, "dev", "M", "en-us+m6", 50, 165),
-    Voice(202, "dev", "F", "en+f2", 50, 170),
-    Voice(301, "test", "M", "en-us+m3", 48, 170),
-    Voice(302, "test", "F", "en-gb-x-rp+f3", 52, 165),
+    Voice(101, "train", "M", "en-us+m1", 45, 150),
+    Voice(102, "train", "F", "en-us+f1", 50, 155),
+    Voice(103, "train", "M", "en+m2", 40, 145),
+    Voice(104, "train", "F", "en+f3", 55, 160),
+    Voice(105, "train", "M", "en-gb-scotland+m4", 50, 155),
+    Voice(106, "train", "F", "en-gb-x-rp+f4", 45, 145),
+    Voice(107, "train", "M", "en-us+m7", 55, 165),
+    Voice(108, "train", "M", "en-gb-x-rp+m3", 35, 150),
+    Voice(109, "train", "F", "en-us+f2", 60, 150),
+    Voice(110, "train", "F", "en-us-nyc+f1", 40, 165),
+    Voice(201, "dev", "M", "en-us+m6", 50, 150),
+    Voice(202, "dev", "F", "en+f2", 50, 155),
+    Voice(301, "test", "M", "en-us+m3", 48, 155),
+    Voice(302, "test", "F", "en-gb-x-rp+f3", 52, 150),
 )
 
-# Words are chosen to sound different: no "fourteen" beside "forty", no "close" with its two sounds.
-_NAMES = (
-    "alice robert maria thomas victoria oliver sophia william julia edward martin hannah gregory "
-    "isabel peter susan"
-).split()
-_DIGITS = "zero one two three four five six seven eight nine".split()
-_TENS = "twenty thirty forty fifty sixty eighty ninety".split()
-_SMALL = "ten eleven twelve".split()
-_ROOMS = "kitchen bedroom garage office garden bathroom".split()
-_DEVICES = "lamp heater radio television computer fan".split()
-_COLOURS = "red green blue yellow orange purple".split()
-_OBJECTS = "door window box bottle basket umbrella".split()
-_THINGS = "messages letters flowers apples pictures".split()
-_WAYS = "left right forward back".split()
+# Words are chosen to sound different: no "for" beside "four", no "fourteen" beside "forty".
+_VOCABULARY = {
+    "name": "alice robert maria thomas victoria oliver sophia william julia edward martin hannah "
+    "gregory isabel peter susan",
+    "digit": "zero one two three four five six seven eight nine",
+    "small": "ten eleven twelve",
+    "tens": "twenty thirty forty fifty sixty eighty ninety",
+    "room": "kitchen bedroom garage office garden bathroom",
+    "device": "lamp heater radio television computer fan",
+    "colour": "red green blue yellow orange purple",
+    "object": "door window box bottle basket umbrella",
+    "things": "messages letters flowers apples pictures",
+    "way": "left right forward back",
+    "switch": "on off",
+    "opener": "open shut",
+    "starter": "start stop",
+}
+_WORDS = {kind: words.split() for kind, words in _VOCABULARY.items()}
+# A form is words and kinds in braces; {number} is a digit, ten to twelve, tens, or tens and digit.
+_FORMS = (
+    "call {name} and {name}",
+    "dial {digit} {digit} {digit}",
+    "dial {digit} {digit} {digit} {digit} {digit}",
+    "send {name} {number} {things}",
+    "turn {switch} the {room} {device}",
+    "{opener} the {colour} {object}",
+    "set the {device} at {number}",
+    "move {way} {number} steps",
+    "add {number} and {number}",
+    "play track {number} with {name}",
+    "bring {name} the {colour} {object}",
+    "show {things} from {name}",
+    "{name} is in the {room}",
+    "{starter} the {device} please",
+)
+_NUMBERS = ("{digit}", "{small}", "{tens}", "{tens} {digit}", "{tens} {digit}")
 
 
 class _Writer:
@@ -75,39 +98,27 @@ class _Writer:
 
     def __init__(self, random: np.random.Generator) -> None:
         self.random = random
-        self.forms: tuple[Callable[[], str], ...] = (
-            lambda: f"call {self.pick(_NAMES)} and {self.pick(_NAMES)}",
-            lambda: f"dial {' '.join(self.pick(_DIGITS) for _ in range(self.count(3, 5)))}",
-            lambda: f"send {self.pick(_NAMES)} {self.number()} {self.pick(_THINGS)}",
-            lambda: f"turn {self.pick(['on', 'off'])} the {self.pick(_ROOMS)} {self.pick(_DEVICES)}",
-            lambda: f"{self.pick(['open', 'shut'])} the {self.pick(_COLOURS)} {self.pick(_OBJECTS)}",
-            lambda: f"set the {self.pick(_DEVICES)} to {self.number()}",
-            lambda: f"move {self.pick(_WAYS)} {self.number()} steps",
-            lambda: f"add {self.number()} and {self.number()}",
-            lambda: f"play track {self.number()} for {self.pick(_NAMES)}",
-            lambda: f"bring {self.pick(_NAMES)} the {self.pick(_COLOURS)} {self.pick(_OBJECTS)}",
-            lambda: f"show {self.pick(_THINGS)} from {self.pick(_NAMES)}",
-            lambda: f"{self.pick(_NAMES)} is in the {self.pick(_ROOMS)}",
-            lambda: f"{self.pick(['stop', 'start'])} the {self.pick(_DEVICES)} please",
-        )
 
-    def count(self, low: int, high: int) -> int:
-        return int(self.random.integers(low, high + 1))
-
-    def pick(self, words: list[str]) -> str:
-        return words[self.count(0, len(words) - 1)]
+    def pick(self, choices: Sequence[str]) -> str:
+        return choices[int(self.random.integers(len(choices)))]
 
     def number(self) -> str:
-        kind = self.count(0, 4)
-        if kind <= 2:
-            return self.pick((_DIGITS, _SMALL, _TENS)[kind])
-        return f"{self.pick(_TENS)} {self.pick(_DIGITS[1:])}"
+        text = self.fill(self.pick(_NUMBERS))
+        return text.removesuffix(" zero")  # "twenty zero" is twenty
+
+    def fill(self, form: str) -> str:
+        def choose(match: re.Match[str]) -> str:
+            return self.number() if match[1] == "number" else self.pick(_WORDS[match[1]])
+
+        return re.sub(r"{(\w+)}", choose, form)
 
     def sentence(self) -> str:
-        return self.forms[self.count(0, len(self.forms) - 1)]()
+        return self.fill(self.pick(_FORMS))
 
 
-def write_sentences(*, seed: int, num_train: int, num_dev: int, num_test: int) -> dict[str, list[str]]:
+def write_sentences(
+    *, seed: int, num_train: int, num_dev: int, num_test: int
+) -> dict[str, list[str]]:
     """Draw the sentences of the three subsets from the command grammar.
 
     Parameters
@@ -167,12 +178,12 @@ class _Line(NamedTuple):
 
     voice: Voice
     chapter: int
-    index: int
+    number: int
     text: str
 
     @property
     def id(self) -> str:
-        return f"{self.voice.reader}-{self.chapter}-{self.index:04d}"
+        return f"{self.voice.reader}-{self.chapter}-{self.number:04d}"
 
     def folder(self, root: Path) -> Path:
         return root / self.voice.subset / str(self.voice.reader) / str(self.chapter)
@@ -196,9 +207,9 @@ def _requests(lines: list[_Line], random: np.random.Generator) -> list[espeak.Re
         espeak.Request(
             text=line.text,
             voice=line.voice.name,
-            rate=int(line.voice.rate * random.uniform(0.93, 1.08)),
-            pitch=int(np.clip(line.voice.pitch + random.integers(-6, 7), 0, 99)),
-            pitch_range=int(random.integers(35, 66)),
+            rate=int(line.voice.rate * random.uniform(0.94, 1.06)),
+            pitch=int(np.clip(line.voice.pitch + random.integers(-4, 5), 0, 99)),
+            pitch_range=int(random.integers(40, 61)),
         )
         for line in lines
     ]
@@ -289,12 +300,19 @@ def make_toy_corpus(
         When the sizes cannot be met.
     """
     root = Path(root).absolute()
-    settings = {"format": _FORMAT, "seed": seed, "num_train": num_train}
-    settings |= {"num_dev": num_dev, "num_test": num_test}
+    settings = {
+        "format": _FORMAT,
+        "seed": seed,
+        "num_train": num_train,
+        "num_dev": num_dev,
+        "num_test": num_test,
+        "voices": VOICES,
+        "grammar": [_VOCABULARY, _FORMS, _NUMBERS],
+    }
     num_files = num_train + num_dev + num_test
-    if preparation.is_current(root / STAMP_NAME, settings):
-        if sum(1 for _ in root.glob("*/*/*/*.flac")) == num_files:
-            return root
+    num_found = sum(1 for _ in root.glob("*/*/*/*.flac"))
+    if num_found == num_files and preparation.is_current(root / STAMP_NAME, settings):
+        return root
     preparation.check_replaceable(root, STAMP_NAME)
     texts = write_sentences(seed=seed, num_train=num_train, num_dev=num_dev, num_test=num_test)
     lines = _plan(texts)
@@ -330,7 +348,5 @@ def prepare(
     dict
         ``{"train": out/train.jsonl, "dev": ..., "test": ...}``.
     """
-    root = make_toy_corpus(
-        root, seed=seed, num_train=num_train, num_dev=num_dev, num_test=num_test
-    )
+    root = make_toy_corpus(root, seed=seed, num_train=num_train, num_dev=num_dev, num_test=num_test)
     return librispeech.prepare(root, out, subsets=("train", "dev", "test"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal
@@ -114,7 +113,7 @@ class PrefixBeamSearch:
     --------
     The best path is two blanks (0.36), but three paths together make label 1 (0.64):
 
-    >>> import torch
+    >>> import math, torch
     >>> log_probs = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()
     >>> search = PrefixBeamSearch(beam_size=2, nbest=2)
     >>> [(h.tokens, round(math.exp(h.score), 2)) for h in search(log_probs, torch.tensor([2]))[0]]

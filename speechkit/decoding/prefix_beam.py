@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from speechkit.decoding.scorer import PrefixScorer
+from speechkit.decoding.token_pruning import prune_tokens
 
 # Candidates (prefixes x tokens) above which arrays beat tuples, and below which they lose again.
 # The gap pays for the conversion.
@@ -46,34 +47,6 @@ class Found(NamedTuple):
     tokens: list[int]
     frames: list[int]
     score: float
-
-
-class _Frames(NamedTuple):
-    """The tokens of each frame that survive pruning, with p / max p."""
-
-    offset: float  # sum of the logarithms of the divisors
-    blanks: list[float]  # (T,), 0 where the blank is pruned
-    starts: list[int]  # (T + 1,): where each frame's tokens lie in the next two
-    tokens: np.ndarray
-    probs: np.ndarray
-
-
-def _prune_tokens(log_probs: np.ndarray, token_min_logp: float, blank: int) -> _Frames:
-    """Keep each frame's tokens of at least ``token_min_logp``, and its best."""
-    peaks = log_probs.max(axis=1)
-    floor = np.minimum(peaks, np.asarray(token_min_logp, dtype=peaks.dtype))
-    # flatnonzero is several times faster than a two-dimensional nonzero
-    flat = np.flatnonzero(log_probs >= floor[:, None])
-    rows, tokens = np.divmod(flat, log_probs.shape[1])
-    peaks = peaks.astype(np.float64)
-    probs = np.exp(log_probs.reshape(-1)[flat] - peaks[rows])
-    is_blank = tokens == blank
-    blanks = np.zeros(len(log_probs))
-    blanks[rows[is_blank]] = probs[is_blank]
-    others = ~is_blank
-    rows, tokens, probs = rows[others], tokens[others], probs[others]
-    starts = np.searchsorted(rows, np.arange(len(log_probs) + 1))
-    return _Frames(float(peaks.sum()), blanks.tolist(), starts.tolist(), tokens, probs)
 
 
 class _Arrays(NamedTuple):
@@ -109,7 +82,7 @@ class Search:
         self.limits, self.scorer = limits, scorer
         self.num_frames, self.vocab_size = log_probs.shape
         self.ratio = math.exp(max(limits.beam_prune_logp, _FLOOR))
-        self.frames = _prune_tokens(log_probs, limits.token_min_logp, blank)
+        self.frames = prune_tokens(log_probs, limits.token_min_logp, blank)
         self.log_scale = self.frames.offset
         self.nodes: dict[int, int] = {}  # node * V + token -> child's node
         self.num_nodes = 1
@@ -167,7 +140,7 @@ class Search:
             return beam
         self.position[beam.links[0]] = -1
         columns = [beam.masses.sum(axis=0), *beam.masses, *beam.links]
-        return list(zip(*(column.tolist() for column in columns)))  # type: ignore[arg-type]
+        return list(zip(*(column.tolist() for column in columns)))
 
     def _settle(self, beam: list[_Entry] | _Arrays) -> list[_Entry] | _Arrays:
         """Take a frame in which only the blank survives."""
@@ -286,7 +259,8 @@ class Search:
         columns = self.column_of[last[repeats]]
         new[repeats, columns] = ends_blank[repeats] * prob[repeats]
         if self.scorer is not None:
-            new *= np.exp(self.scorer.score([self.states[i] for i in node.tolist()], tokens))
+            states = [self.states[i] for i in node.tolist()]
+            new *= np.exp(self.scorer.score(states, tokens.tolist()))
         above = self.position[parent[repeats]]
         inside = above >= 0
         if inside.any():
@@ -350,7 +324,7 @@ class Search:
         token: np.ndarray,
         frame: int,
     ) -> _Arrays:
-        """Build the next beam: prefixes that stay, then new ones (a source in the beam, a token)."""
+        """Build the next beam: prefixes that stay, then new ones (a source, a token)."""
         links = np.empty((4, masses.shape[1]), dtype=np.int64)
         s, new = len(staying), len(source)
         links[:, :s] = old[:, staying]

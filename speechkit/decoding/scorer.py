@@ -13,8 +13,9 @@ class PrefixScorer(Protocol):
 
     The search asks for the scores of all prefixes and tokens of a frame at once, so that a neural
     model can batch them, and keeps states only for prefixes in the beam. Scores are natural
-    logarithms, already weighted. A scorer of words looks at a token's piece: it keeps the unfinished
-    word in its state, may add a guess for it, and corrects that guess once the word is complete.
+    logarithms, already weighted. A scorer of words looks at a token's piece: it keeps the
+    unfinished word in its state, may add a guess for it, and corrects that guess once the word is
+    complete.
     """
 
     def start(self) -> Any:

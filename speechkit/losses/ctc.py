@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ def min_frames(targets: Sequence[int] | Tensor) -> int:
     5
     """
     labels = targets.tolist() if isinstance(targets, Tensor) else list(targets)
-    return len(labels) + sum(a == b for a, b in zip(labels, labels[1:]))
+    return len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
 
 
 def ctc_loss(
@@ -87,6 +88,9 @@ def ctc_loss(
     _check(log_probs, lengths, targets, target_lengths, blank)
     if log_probs.dtype not in (torch.float32, torch.float64):
         log_probs = log_probs.float()
+    if log_probs.numel() == 0:  # the kernel refuses: without a frame only "no labels" is possible
+        labels = target_lengths.to(log_probs.device) > 0
+        return log_probs.new_zeros(len(labels)).masked_fill(labels, float("inf"))
     # Garbage in the padding must not reach the kernels, some of which read what they then mask.
     targets = targets.masked_fill(_padding(targets, target_lengths), 1 if blank == 0 else 0)
     # With int64 lengths torch runs its own kernel, which has none of cuDNN's limits.

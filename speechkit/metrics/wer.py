@@ -13,7 +13,7 @@ With empty texts the rules are jiwer's, and no rate is ever NaN:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,8 +67,9 @@ class ErrorCounts:
 
 
 class AlignedPair(NamedTuple):
-    """One step of an alignment: ``op`` is ``"equal"``, ``"substitute"``, ``"insert"`` or ``"delete"``.
+    """One step of an alignment.
 
+    ``op`` is ``"equal"``, ``"substitute"``, ``"insert"`` or ``"delete"``;
     ``reference`` is None where a word was inserted, ``hypothesis`` where one was deleted.
     """
 
@@ -141,7 +142,8 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Result]:
     >>> [(r.metric, r.value) for r in results][:3]
     [('WER', 50.0), ('CER', 14.285714285714286), ('SER', 100.0)]
     """
-    references, hypotheses = [], []
+    references: list[str] = []
+    hypotheses: list[str] = []
     for number, row in enumerate(rows, start=1):
         for key, texts in (("reference", references), ("hypothesis", hypotheses)):
             text = row.get(key)
@@ -171,8 +173,8 @@ def align(reference: str, hypothesis: str) -> list[AlignedPair]:
     >>> [(pair.op, pair.reference, pair.hypothesis) for pair in align("a b", "a c d")]
     [('equal', 'a', 'a'), ('insert', None, 'c'), ('substitute', 'b', 'd')]
     """
-    output = _process([reference], [hypothesis], _split_words)
-    ref, hyp = output.references[0], output.hypotheses[0]
+    ((ref, hyp),) = _split_pairs([reference], [hypothesis], _split_words)
+    output = _process([(ref, hyp)])
     pairs: list[AlignedPair] = []
     for chunk in output.alignments[0]:
         refs = ref[chunk.ref_start_idx : chunk.ref_end_idx]
@@ -211,39 +213,54 @@ def format_alignment(reference: str, hypothesis: str) -> str:
     return "\n".join(" ".join(line).rstrip() for line in lines)
 
 
-def _split_words(texts: list[str]) -> list[list[str]]:
-    return [text.split() for text in texts]
+_Split = Callable[[str], list[str]]
 
 
-def _split_characters(texts: list[str]) -> list[list[str]]:
-    return [list(" ".join(text.split())) for text in texts]
+def _split_words(text: str) -> list[str]:
+    return text.split()
 
 
-def _process(references: Sequence[str], hypotheses: Sequence[str], split: Any) -> Any:
-    import jiwer
+def _split_characters(text: str) -> list[str]:
+    return list(" ".join(text.split()))
 
-    references, hypotheses = list(references), list(hypotheses)
+
+def _split_pairs(
+    references: Sequence[str], hypotheses: Sequence[str], split: _Split
+) -> list[tuple[list[str], list[str]]]:
     if len(references) != len(hypotheses):
         raise ValueError(
             f"{len(references)} references but {len(hypotheses)} hypotheses: give one of each"
         )
-    for index, pair in enumerate(zip(references, hypotheses)):
-        if not (isinstance(pair[0], str) and isinstance(pair[1], str)):
-            raise ValueError(f"item {index}: texts must be strings, got {pair!r}")
-    # Our own split stands in for jiwer's chain of transforms, which costs more than the distance.
+    for side in (references, hypotheses):
+        for index, text in enumerate(side):
+            if not isinstance(text, str):
+                raise ValueError(f"item {index}: texts must be strings, got {text!r}")
+    return [(split(r), split(h)) for r, h in zip(references, hypotheses)]
+
+
+def _process(pairs: Sequence[tuple[list[str], list[str]]]) -> Any:
+    import jiwer
+
+    # The texts are split already: jiwer's chain of transforms costs more than the distance.
     return jiwer.process_words(
-        references, hypotheses, reference_transform=split, hypothesis_transform=split
+        [reference for reference, _ in pairs],
+        [hypothesis for _, hypothesis in pairs],
+        reference_transform=list,
+        hypothesis_transform=list,
     )
 
 
-def _count(references: Sequence[str], hypotheses: Sequence[str], split: Any) -> ErrorCounts:
-    output = _process(references, hypotheses, split)
-    wrong = sum(r != h for r, h in zip(output.references, output.hypotheses))
+def _count(references: Sequence[str], hypotheses: Sequence[str], split: _Split) -> ErrorCounts:
+    pairs = _split_pairs(references, hypotheses, split)
+    wrong = [pair for pair in pairs if pair[0] != pair[1]]  # most are right, and need no distance
+    output = _process(wrong)
+    words = sum(len(reference) for reference, _ in pairs)
+    right = words - sum(len(reference) for reference, _ in wrong)
     return ErrorCounts(
-        hits=output.hits,
+        hits=output.hits + right,
         substitutions=output.substitutions,
         insertions=output.insertions,
         deletions=output.deletions,
-        sentences=len(output.references),
-        wrong_sentences=wrong,
+        sentences=len(pairs),
+        wrong_sentences=len(wrong),
     )

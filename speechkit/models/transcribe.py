@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from speechkit.decoding.hypothesis import Hypothesis
 
 AudioSource: TypeAlias = "str | os.PathLike[str] | Tensor"
-
 SILENCE_DBFS = -70.0
 """A window with no 25 ms louder than this (RMS, re full scale) is silence: it has no words."""
 

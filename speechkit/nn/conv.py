@@ -314,9 +314,12 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Padded:
         """Map ``(B, T, input_size)`` to ``(B, T', output_size)`` and the new lengths."""
-        x = x.unsqueeze(2)  # (B, T, C=1, F)
+        # Frames first and channels last in memory: the norm, the linear layer and the masks see
+        # frames in one piece, and the convolutions take this layout as it is, without copies.
+        x = x.unsqueeze(3)  # (B, T, F, C=1)
         for conv, norm, stride in zip(self.convs, self.norms, self.strides):
-            x = conv(_masked(x, lengths).transpose(1, 2)).transpose(1, 2)  # (B, T, C, F)
+            image = _masked(x, lengths).permute(0, 3, 1, 2)  # (B, C, T, F)
+            x = conv(image).permute(0, 2, 3, 1)
             lengths = strided_lengths(lengths, stride)
             x = torch.relu(norm(x.flatten(2)).unflatten(2, x.shape[2:]))
         x = self.drop(self.linear(x.flatten(2)))

@@ -49,10 +49,12 @@ def test_decode_undoes_encode(tokenizer: CharTokenizer | SentencePieceTokenizer,
 
 def test_blank_is_zero_and_skipped(tokenizer: CharTokenizer | SentencePieceTokenizer) -> None:
     ids = tokenizer.encode("one two")
-    assert tokenizer.blank_id == 0 and tokenizer.pieces[0] == "<blank>"
+    assert tokenizer.blank_id == 0
+    assert tokenizer.pieces[0] == "<blank>"
     assert len(tokenizer.pieces) == tokenizer.vocab_size
     assert tokenizer.decode([0, *ids, 0, 0]) == "one two"
-    assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
+    assert tokenizer.encode("") == []
+    assert tokenizer.decode([]) == ""
 
 
 def test_unknown_character_is_named_with_place_and_text(
@@ -112,9 +114,9 @@ def test_from_manifest_and_its_errors(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="one character.*'ab'"):
+    with pytest.raises(ValueError, match=r"one character.*'ab'"):
         CharTokenizer(symbols=["ab", "c"])
-    with pytest.raises(ValueError, match="more than once.*'c'"):
+    with pytest.raises(ValueError, match=r"more than once.*'c'"):
         CharTokenizer(symbols=["c", "c"])
     with pytest.raises(TypeError, match="one string"):
         CharTokenizer.from_texts("abc")

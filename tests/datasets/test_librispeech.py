@@ -6,10 +6,10 @@ import hashlib
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from servers import FileServer
 
 from speechkit.data.audio import write_audio
 from speechkit.data.manifest import DataError, check_manifest, read_manifest
@@ -84,7 +84,9 @@ def test_bad_transcripts_are_named(tmp_path: Path) -> None:
     transcripts = next(root.rglob("*.trans.txt"))
     rows = transcripts.read_text().splitlines()
     transcripts.write_text("\n".join([*rows[:2], rows[1], "84-121123-0002"]))
-    with pytest.raises(DataError, match=r"row 3: 84-121123-0001 is there twice[\s\S]*row 4.*no text"):
+    with pytest.raises(
+        DataError, match=r"row 3: 84-121123-0001 is there twice[\s\S]*row 4.*no text"
+    ):
         librispeech.prepare(root, tmp_path / "out")
 
 
@@ -120,10 +122,10 @@ def make_archive(folder: Path) -> tuple[Path, str]:
     return archive, hashlib.md5(archive.read_bytes()).hexdigest()
 
 
-def test_download_checks_extracts_and_is_done_once(tmp_path: Path) -> None:
+def test_download_checks_extracts_and_is_done_once(tmp_path: Path, file_server: Any) -> None:
     archive, md5 = make_archive(tmp_path)
     options = {"checksums": {"dev-clean": md5}, "num_retries": 0}
-    with FileServer(archive.parent) as server:
+    with file_server(archive.parent) as server:
         root = librispeech.download(tmp_path / "d", ["dev-clean"], base_url=server.url, **options)
         librispeech.download(tmp_path / "d", ["dev-clean"], base_url=server.url, **options)
         assert len(server.requests) == 1
@@ -132,9 +134,12 @@ def test_download_checks_extracts_and_is_done_once(tmp_path: Path) -> None:
     assert not (tmp_path / "d" / "dev-clean.tar.gz").exists()
 
 
-def test_download_refuses_another_archive(tmp_path: Path) -> None:
+def test_download_refuses_another_archive(tmp_path: Path, file_server: Any) -> None:
     archive, _ = make_archive(tmp_path)
-    with FileServer(archive.parent) as server, pytest.raises(DownloadError, match="42e2234ba48799"):
+    with (
+        file_server(archive.parent) as server,
+        pytest.raises(DownloadError, match="42e2234ba48799"),
+    ):
         librispeech.download(tmp_path / "d", ["dev-clean"], base_url=server.url, num_retries=0)
     with pytest.raises(ValueError, match="unknown subset train-clean; known: dev-clean"):
         librispeech.download(tmp_path / "d", ["train-clean"])

@@ -34,7 +34,7 @@ def exhaustive(log_probs: Tensor, blank: int = 0) -> list[tuple[float, tuple[int
     for path in itertools.product(range(log_probs.shape[1]), repeat=len(table)):
         probability = math.exp(sum(row[k] for row, k in zip(table, path)))
         totals[tuple(collapse(path, blank=blank))] += probability
-    return sorted(((math.log(p), labels) for labels, p in totals.items()), reverse=True)
+    return sorted(((math.log(p), labels) for labels, p in totals.items() if p > 0), reverse=True)
 
 
 @pytest.fixture(params=["tuples", "arrays", "both"])
@@ -70,21 +70,14 @@ class TestAgainstAllPaths:
     def test_zero_probabilities(self) -> None:
         log_probs = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]).log().double()
         found = search_one(log_probs, beam_size=50, nbest=50, **NO_PRUNING)
-        assert [(h.tokens, round(h.score, 9)) for h in found] == [
-            ([1, 2, 1], round(math.log(0.5), 9)),
-            ([1, 1], round(math.log(0.5), 9)),
-        ] or [h.tokens for h in found] == [[1, 1], [1, 2, 1]]
-        assert sum(math.exp(h.score) for h in found) == pytest.approx(1.0)
+        assert sorted(h.tokens for h in found) == [[1, 1], [1, 2, 1]]
+        assert [h.score for h in found] == pytest.approx([math.log(0.5)] * 2)
 
     @pytest.mark.parametrize("unit", ["prefix", "ending"])
     def test_token_pruning_is_leaving_tokens_out(self, unit: str) -> None:
         log_probs = random_log_probs(5, 4, seed=1, scale=2.0)
         kept = (log_probs >= -2.0) | (log_probs == log_probs.amax(1, keepdim=True))
-        expected = [
-            (score, labels)
-            for score, labels in exhaustive(log_probs.masked_fill(~kept, -1e4))
-            if score > -1e3
-        ]
+        expected = exhaustive(log_probs.masked_fill(~kept, -INF))
         found = search_one(
             log_probs,
             beam_size=500,
@@ -190,7 +183,12 @@ def test_padding_changes_nothing(seed: int, scale: float) -> None:
 
 
 def test_repeats_need_a_blank() -> None:
-    for path, labels in (([1, 1, 1], [1]), ([1, 0, 1], [1, 1]), ([0, 0, 0], []), ([2, 1, 1], [2, 1])):
+    for path, labels in (
+        ([1, 1, 1], [1]),
+        ([1, 0, 1], [1, 1]),
+        ([0, 0, 0], []),
+        ([2, 1, 1], [2, 1]),
+    ):
         log_probs = torch.full((1, 3, 3), -30.0)
         log_probs[0, range(3), path] = 0.0
         assert greedy(log_probs, torch.tensor([3]))[0].tokens == labels
@@ -313,7 +311,9 @@ def test_half_precision_and_no_frames() -> None:
     log_probs = random_log_probs(1, 6, 4, scale=6.0)
     lengths = torch.tensor([6])
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        assert greedy(log_probs.to(dtype), lengths)[0].tokens == greedy(log_probs, lengths)[0].tokens
+        assert (
+            greedy(log_probs.to(dtype), lengths)[0].tokens == greedy(log_probs, lengths)[0].tokens
+        )
         assert PrefixBeamSearch()(log_probs.to(dtype), lengths)[0][0].tokens
     none = torch.tensor([0])
     assert greedy(log_probs, none) == [Hypothesis([], 0.0, [], [], [])]

@@ -36,7 +36,8 @@ def test_utterance_norm() -> None:
     out = UtteranceNorm()(x, lengths)
     torch.testing.assert_close(out[0].mean(0), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(out[0].std(0, correction=0), torch.ones(3))
-    assert torch.isfinite(out).all() and (out[1] == 0).all()
+    assert torch.isfinite(out).all()
+    assert (out[1] == 0).all()
     for b, n in enumerate(lengths.tolist()):
         alone = UtteranceNorm()(x[b : b + 1, :n], torch.tensor([n]))
         torch.testing.assert_close(out[b, :n], alone[0], atol=1e-4, rtol=1e-4)
@@ -48,7 +49,9 @@ def test_utterance_norm_of_constant_features_is_finite_with_gradient() -> None:
     x = torch.full((1, 5, 2), 3.0, requires_grad=True)
     out = UtteranceNorm()(x, torch.tensor([5]))
     out.sum().backward()
-    assert (out == 0).all() and x.grad is not None and torch.isfinite(x.grad).all()
+    assert (out == 0).all()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
 
 
 def test_global_norm_collects_the_statistics_of_all_valid_frames() -> None:
@@ -58,7 +61,8 @@ def test_global_norm_collects_the_statistics_of_all_valid_frames() -> None:
     valid = _valid(batches)
     torch.testing.assert_close(norm.mean, valid.mean(0))
     torch.testing.assert_close(norm.variance, valid.var(0, correction=0))
-    assert int(norm.count) == len(valid) and int(norm.steps) == 5
+    assert int(norm.count) == len(valid)
+    assert int(norm.steps) == 5
     norm.eval()
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     x, lengths = batches[0]

@@ -27,7 +27,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 900), min_size=1, max_size=4),
     extra=st.integers(0, 300),
@@ -103,7 +103,8 @@ def test_gradients_are_finite_for_silence_and_garbage(name: str) -> None:
     x.requires_grad_()
     out = MODULES[name](x, torch.tensor([500, 800])).data
     (out.abs() if out.is_complex() else out).sum().backward()
-    assert x.grad is not None and torch.isfinite(x.grad).all()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
 
 
 def test_a_tone_lands_in_its_band() -> None:

@@ -59,7 +59,7 @@ def test_reference_equals_torch_with_gradient(seed: int, blank: int) -> None:
 def test_equals_sum_over_all_paths(function, labels: list[int]) -> None:
     for num_frames in range(1, 6):
         log_probs = random_log_probs(num_frames, 3, seed=num_frames)
-        targets = torch.tensor([labels + [1]])
+        targets = torch.tensor([[*labels, 1]])
         loss = function(
             log_probs[None], torch.tensor([num_frames]), targets, torch.tensor([len(labels)])
         )
@@ -146,9 +146,12 @@ def test_min_frames() -> None:
     assert min_frames(torch.zeros(0, dtype=torch.long)) == 0
 
 
-def test_no_items() -> None:
+def test_no_items_and_no_frames() -> None:
     empty = torch.zeros(0, dtype=torch.long)
     assert ctc_loss(torch.zeros(0, 4, 3), empty, torch.zeros(0, 2).long(), empty).shape == (0,)
+    lengths = torch.zeros(2).long()
+    loss = ctc_loss(torch.zeros(2, 0, 3), lengths, torch.tensor([[1], [1]]), torch.tensor([0, 1]))
+    assert loss.tolist() == [0.0, math.inf]
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,7 @@ def test_windows_give_what_the_whole_gives(model: ToneReader, window: float, dec
     audio = say("abc de fgh ab ca ged bach fade")
     whole = model.transcribe(audio, RATE, window=1000.0, decoder=decoder)
     model.calls.clear()
-    cut = model.transcribe(
-        audio, RATE, window=window, overlap=1.0, batch_size=2, decoder=decoder
-    )
+    cut = model.transcribe(audio, RATE, window=window, overlap=1.0, batch_size=2, decoder=decoder)
     assert len(model.calls) > 1
     assert max(model.calls) <= window * RATE + STRIDE
     assert cut.text == whole.text == "abc de fgh ab ca ged bach fade"
@@ -199,7 +197,7 @@ def test_the_mode_is_left_as_it_was(model: ToneReader) -> None:
 def test_samples_that_are_not_finite_are_an_error(model: ToneReader, value: float) -> None:
     audio = say("ab")
     audio[5000] = value
-    with pytest.raises(DataError, match="item 1 of the list.*NaN or infinite"):
+    with pytest.raises(DataError, match=r"item 1 of the list.*NaN or infinite"):
         model.transcribe([say("a"), audio], RATE)
     assert model.training
 
@@ -207,7 +205,9 @@ def test_samples_that_are_not_finite_are_an_error(model: ToneReader, value: floa
 def test_a_tensor_needs_its_rate(model: ToneReader) -> None:
     with pytest.raises(ValueError, match=r"sample_rate=.*8000"):
         model.transcribe(say("a"))
-    with pytest.raises(TypeError, match="item 1 of the list: expected a path or a tensor, got int"):
+    with pytest.raises(
+        TypeError, match=r"item 1 of the list: expected a path or a tensor, got int"
+    ):
         model.transcribe([say("a"), 16000], RATE)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="transpose"):
         model.transcribe(torch.zeros(RATE, 2), RATE)
@@ -293,10 +293,10 @@ from test_transcribe import ToneReader, say
 model = ToneReader()
 model.transcribe({short!r})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
+start = time.process_time()
 transcript = model.transcribe({long!r})
 growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-print(len(transcript.words), transcript.duration, growth, time.perf_counter() - start)
+print(len(transcript.words), transcript.duration, growth, time.process_time() - start)
 """
 
 

@@ -1,7 +1,7 @@
 """Features against torchaudio and SpeechBrain, where the settings agree.
 
 - `LogMel(log=None)` and `LogMel` against `torchaudio.transforms.MelSpectrogram`, then log.
-- `MFCC` against `torchaudio.transforms.MFCC`, deltas against `torchaudio.functional.compute_deltas`.
+- `MFCC` against `torchaudio.transforms.MFCC`, deltas against its `compute_deltas`.
 - `LogMel` and `MFCC` with decibels, symmetric filters, Hamming window and zero padding against
   SpeechBrain's `Fbank` (features that its published models were trained on), `MFCC` and `Deltas`.
 """

@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 
+import pytest
+
 
 class FileServer:
     """Serves the files of a folder while the context is open.
@@ -71,3 +73,9 @@ class FileServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+@pytest.fixture
+def file_server() -> type[FileServer]:
+    """Return the server's class: test files cannot import from each other."""
+    return FileServer

@@ -1,0 +1,220 @@
+"""The command line: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import speechkit
+from speechkit import cli
+from speechkit.data.audio import write_audio
+from speechkit.data.manifest import DataError
+from speechkit.metrics.results import SCORERS
+from speechkit.models.transcribe import Transcriber, Transcript, Word
+from speechkit.results import RunResults, write_test
+
+ROWS = [{"id": "a", "reference": "turn it on", "hypothesis": "turn it off"}]
+
+
+class Parrot(Transcriber, nn.Module):
+    """Says yes to every file that exists."""
+
+    decoders: list[object]
+
+    def transcribe(self, source, sample_rate=None, *, decoder=None, **options):  # type: ignore
+        self.decoders.append(decoder)
+        if not Path(source).exists():
+            raise DataError(f"{source}: no such audio file")
+        return Transcript("yes é", [Word("yes", 0.25, 0.5, 0.9), Word("é", 1.0, 1.25, 0.5)], 2.0)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Parrot:
+    parrot = Parrot()
+    parrot.decoders = []
+    monkeypatch.setattr(speechkit, "load", lambda source, *, device="cpu": parrot, raising=False)
+    return parrot
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "a.wav"
+    write_audio(path, torch.zeros(16000), 16000)
+    return str(path)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    results = SCORERS["asr"](ROWS)
+    write_test(folder, "test", ROWS, "asr", results)
+    RunResults("toy", "python train.py", 1, {"test": results}).write(folder / "RESULTS.json")
+    return folder
+
+
+def usage_status(argv: list[str]) -> object:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    return stop.value.code
+
+
+# ---------------------------------------------------------------- transcribe
+
+
+def test_text_words_and_json(model: Parrot, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", file, "--model", "m"]) == 0
+    assert capsys.readouterr().out == "yes é\n"
+    assert cli.main(["transcribe", file, "--model", "m", "--words"]) == 0
+    assert capsys.readouterr().out == "0.25\t0.50\t0.900\tyes\n1.00\t1.25\t0.500\té\n"
+    assert cli.main(["transcribe", file, file, "--model", "m", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2
+    assert lines[0]["file"] == file
+    assert lines[0]["words"][1] == {"text": "é", "start": 1.0, "end": 1.25, "confidence": 0.5}
+    assert cli.main(["transcribe", file, file, "--model", "m"]) == 0
+    assert capsys.readouterr().out == f"{file}\tyes é\n" * 2
+
+
+def test_a_bad_file_does_not_cost_the_others(
+    model: Parrot, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["transcribe", "gone.wav", file, "--model", "m"]) == 1
+    output = capsys.readouterr()
+    assert output.out == f"{file}\tyes é\n"
+    assert output.err == "speechkit: error: gone.wav: no such audio file\n"
+
+
+def test_beam_takes_a_prefix_beam_search(model: Parrot, file: str) -> None:
+    from speechkit.decoding.ctc import PrefixBeamSearch
+
+    assert cli.main(["transcribe", file, "--model", "m", "--beam", "4"]) == 0
+    assert isinstance(model.decoders[0], PrefixBeamSearch)
+    assert model.decoders[0].beam_size == 4
+
+
+@pytest.mark.parametrize("wrong", [["--beam", "0"], ["--beam", "x"], ["--json", "--words"], []])
+def test_contradictory_options_are_refused(wrong: list[str]) -> None:
+    command = ["transcribe", "a.wav", *wrong] + (["--model", "m"] if wrong else [])
+    assert usage_status(command) == 2
+
+
+def test_a_model_that_is_not_there(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", file, "--model", "no/such/folder"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("speechkit: error: ")
+    assert "no/such/folder" in error
+    assert "Traceback" not in error
+
+
+def test_a_model_that_does_not_transcribe(
+    monkeypatch: pytest.MonkeyPatch, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speechkit, "load", lambda *_, **__: nn.Linear(1, 1), raising=False)
+    assert cli.main(["transcribe", file, "--model", "m"]) == 2
+    assert "holds a Linear, which does not transcribe" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there(
+    model: Parrot, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["transcribe", file, "--model", "m", "--device", "toaster"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("speechkit: error: --device toaster: not usable here")
+    assert error.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(model: Parrot) -> None:
+    with pytest.raises(DataError):
+        cli.main(["transcribe", "gone.wav", "--model", "m", "--debug"])
+    with pytest.raises(DataError):
+        cli.main(["score", "no-such-folder", "--debug"])
+
+
+# ---------------------------------------------------------------- score, report, check
+
+
+def test_score(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["score", str(run_folder)]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == "test\tWER\t33.33 %\t(of 3)"
+    assert output.err == ""
+    assert cli.main(["score", str(run_folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["split"] == "test"
+
+
+def test_score_finds_a_wrong_number(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_folder / "RESULTS.json"
+    path.write_text(path.read_text().replace("33.3", "3.3"))
+    assert cli.main(["score", str(run_folder)]) == 1
+    output = capsys.readouterr()
+    assert "33.33 %" in output.out
+    assert "RESULTS.json: test WER is 3.3" in output.err
+
+
+def test_report(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(run_folder)]) == 0
+    assert capsys.readouterr().out.strip() == str(run_folder / "report.html")
+    assert (run_folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "report", "check"])
+def test_a_place_that_is_not_there(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error
+    assert error.startswith("speechkit: error: ")
+
+
+def test_check(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / "train.jsonl"
+    good = {"id": "a", "audio": "a.wav", "duration": 1.0, "sample_rate": 16000, "text": "yes"}
+    manifest.write_text(json.dumps(good))
+    assert cli.main(["check", str(manifest)]) == 0
+    assert "1 utterances, 0.00 h, no problem" in capsys.readouterr().out
+    manifest.write_text(json.dumps(good) + "\n" + json.dumps({**good, "audio": "gone.wav"}))
+    assert cli.main(["check", str(manifest)]) == 1
+    output = capsys.readouterr()
+    assert "row 2" in output.out
+    assert "1 problem" in output.err
+    rows = [good, {**good, "id": "b", "audio": "gone.wav"}]
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main(["check", str(manifest)]) == 1
+    assert "gone.wav" in capsys.readouterr().out
+    assert cli.main(["check", str(manifest), "--no-audio"]) == 0
+
+
+# ---------------------------------------------------------------- the program
+
+
+def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_status(["--version"]) == 0
+    assert capsys.readouterr().out == f"speechkit {speechkit.__version__}\n"
+    assert usage_status([]) == 2
+    assert usage_status(["dance"]) == 2
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from speechkit import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'numpy', 'matplotlib', 'soundfile'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("transcribe", "score", "report", "check"):
+        assert command in done.stdout
+
+
+def test_a_reader_that_stops_early_is_no_error(run_folder: Path) -> None:
+    command = f"{sys.executable} -m speechkit.cli score {run_folder} --json | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
