@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def test_a_changed_hyperparameter_is_named_and_refused(
 ) -> None:
     arguments = [*command, "--output_folder", str(trained), "--optimizer.lr", "0.5"]
     shown = fails(recipe("asr").Recognition, arguments, capsys)
-    assert "optimizer.lr: 0.002 -> 0.5" in shown.replace("0.003", "0.002")
+    assert re.search(r"optimizer\.lr: 0\.\d+ -> 0\.5", shown)
     assert "--resume_with_changes" in shown
 
 

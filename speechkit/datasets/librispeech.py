@@ -8,11 +8,11 @@ subset will do, and so will any corpus in this layout.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechkit.data.audio import audio_info
-from speechkit.data.manifest import DataError, Utterance
+from speechkit.data.manifest import DataError, Utterance, read_manifest, write_manifest
 from speechkit.datasets import preparation
 from speechkit.datasets.download import extract, fetch
 
@@ -78,6 +78,44 @@ def prepare(
         )
     genders = _read_genders(corpus / "SPEAKERS.TXT")
     return {subset: _prepare_subset(corpus, out, subset, genders) for subset in wanted}
+
+
+def prepare_splits(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    splits: Mapping[str, Sequence[str]],
+) -> dict[str, Path]:
+    """Write one manifest a split, each of one or several subsets.
+
+    Parameters
+    ----------
+    root : path
+        As `prepare` takes it.
+    out : path
+        Where ``<split>.jsonl`` goes; the subsets' own manifests go to ``subsets/`` in it.
+    splits : mapping of str to sequence of str
+        Such as ``{"train": ["train-clean-100", "train-clean-360"], "valid": ["dev-clean"]}``.
+
+    Returns
+    -------
+    dict
+        Split to manifest.
+
+    Raises
+    ------
+    DataError
+        As `prepare`.
+    """
+    out = Path(out).absolute()
+    wanted = sorted({subset for subsets in splits.values() for subset in subsets})
+    manifests = prepare(root, out / "subsets", subsets=wanted)
+    rows = {subset: read_manifest(path) for subset, path in manifests.items()}
+    written = {}
+    for split, subsets in splits.items():
+        written[split] = out / f"{split}.jsonl"
+        write_manifest(written[split], [row for subset in subsets for row in rows[subset]])
+    return written
 
 
 def _find_corpus(root: Path) -> Path:

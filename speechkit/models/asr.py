@@ -71,6 +71,9 @@ class CTCRecognizer(Transcriber, nn.Module):
     (torch.Size([2, 10, 29]), [10, 5])
     """
 
+    vocabulary_parts = ("head",)
+    """Parts whose outputs mean the tokenizer's labels: a new tokenizer needs new ones."""
+
     def __init__(
         self,
         *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 import torch
@@ -74,16 +75,21 @@ class ConformerConv(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         # As a 2-d convolution of height 1 the (B, T, E) batch is already in channels-last
         # layout: no transposed copy, and a kernel 20 times faster than conv1d's on a CPU.
-        conv = self.depthwise
+        conv, dtype = self.depthwise, x.dtype
+        # torch has no usable bfloat16 kernel for it on a CPU: one call takes minutes.
+        on_cpu = x.device.type == "cpu"
+        if on_cpu and dtype in (torch.bfloat16, torch.float16):
+            x = x.float()
         image = x.transpose(1, 2).unsqueeze(2)  # (B, E, 1, T)
-        out = F.conv2d(
-            image,
-            conv.weight.unsqueeze(2),
-            conv.bias,
-            padding=(0, self.kernel_size // 2),
-            groups=self.embed_dim,
-        )
-        return out.squeeze(2).transpose(1, 2)
+        with torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext():
+            out = F.conv2d(
+                image,
+                conv.weight.unsqueeze(2).to(x.dtype),
+                conv.bias.to(x.dtype) if conv.bias is not None else None,
+                padding=(0, self.kernel_size // 2),
+                groups=self.embed_dim,
+            )
+        return out.squeeze(2).transpose(1, 2).to(dtype)
 
 
 class ConformerLayer(nn.Module):

@@ -1,0 +1,302 @@
+"""Paired measurements and their rows; what every area of the benchmark shares."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from speechkit.results import describe_device
+
+ROOT = Path(__file__).parents[2]
+Timed = Callable[[], float]
+
+
+class Row(NamedTuple):
+    """One line of the results: one case against one peer.
+
+    Attributes
+    ----------
+    area, case, peer : str
+        What was measured, and against whom.
+    ours_s, peer_s : float, optional
+        Median seconds of one run.
+    ratio : float, optional
+        Peer's time over ours, the median over pairs of runs; above 1 we are faster.
+    ours_peak_mib, peer_peak_mib : float, optional
+        Peak memory: of the whole process on a CPU, of the allocated memory on a GPU.
+    threads : int
+        Threads of torch.
+    device : str
+        Device with its hardware.
+
+    What was not measured, or cannot be since the peer is not installed, is None.
+    """
+
+    area: str
+    case: str
+    peer: str
+    ours_s: float | None
+    peer_s: float | None
+    ratio: float | None
+    ours_peak_mib: float | None
+    peer_peak_mib: float | None
+    threads: int
+    device: str
+
+
+class Target(NamedTuple):
+    """What a row should reach: a ratio of at least this, or at most so many seconds of ours.
+
+    Examples
+    --------
+    >>> str(Target(ratio=2.0)), str(Target(seconds=0.15))
+    ('ratio >= 2', 'ours <= 0.15 s')
+    """
+
+    ratio: float | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        return f"ours <= {self.seconds:g} s" if self.ratio is None else f"ratio >= {self.ratio:g}"
+
+    def met(self, row: Row) -> bool | None:
+        """Return whether a row reaches it; None where it was not measured."""
+        if self.ratio is not None:
+            return None if row.ratio is None else row.ratio >= self.ratio
+        return None if row.ours_s is None else row.ours_s <= (self.seconds or 0.0)
+
+
+class Measurement(NamedTuple):
+    """A row with what the table prints beside it.
+
+    Attributes
+    ----------
+    row : Row
+        What goes to the file.
+    target : Target, optional
+        What it should reach.
+    note : str
+        A remark, printed under the table.
+    failed : bool
+        Whether results that should be the same were not: a wrong answer has no speed.
+    """
+
+    row: Row
+    target: Target | None = None
+    note: str = ""
+    failed: bool = False
+
+
+class Contest(NamedTuple):
+    """One case: our function and a peer's.
+
+    Attributes
+    ----------
+    area, case, peer : str
+        Names, as in `Row`.
+    ours : callable
+        Does our work once; what it returns is not used.
+    theirs : callable, optional
+        The peer's; None where it is not installed.
+    target : Target, optional
+        What the row should reach.
+    """
+
+    area: str
+    case: str
+    peer: str
+    ours: Callable[[], object]
+    theirs: Callable[[], object] | None
+    target: Target | None = None
+
+
+class Bench:
+    """Measures contests: how often, and on which device.
+
+    Parameters
+    ----------
+    repeats : int
+        Pairs of runs, after one of each to warm up.
+    device : torch.device
+        Where tensors live, in the areas that compute on tensors.
+    """
+
+    def __init__(self, *, repeats: int = 5, device: torch.device | None = None) -> None:
+        self.repeats = repeats
+        self.device = device or torch.device("cpu")
+
+    def compare(
+        self,
+        contest: Contest,
+        *,
+        peaks: tuple[float | None, float | None] = (None, None),
+        note: str = "",
+        failed: bool = False,
+        on_cpu: bool = False,
+    ) -> Measurement:
+        """Run a contest A B A B and make its measurement.
+
+        ``peaks`` are the peak memories (MiB) of ours and theirs, measured elsewhere; ``on_cpu``
+        says that the work is done on the CPU whatever the device.
+        """
+        device = torch.device("cpu") if on_cpu else self.device
+        ours = clock(contest.ours, device)
+        theirs = None if contest.theirs is None else clock(contest.theirs, device)
+        return self.compare_timed(
+            contest, ours, theirs, peaks=peaks, note=note, failed=failed, on_cpu=on_cpu
+        )
+
+    def compare_timed(
+        self,
+        contest: Contest,
+        ours: Timed,
+        theirs: Timed | None,
+        *,
+        peaks: tuple[float | None, float | None] = (None, None),
+        note: str = "",
+        failed: bool = False,
+        on_cpu: bool = False,
+    ) -> Measurement:
+        """Do as `compare`, with functions that return their own seconds."""
+        ours_s, peer_s, ratio = paired(ours, theirs, self.repeats)
+        row = Row(
+            contest.area,
+            contest.case,
+            contest.peer,
+            ours_s,
+            peer_s,
+            ratio,
+            *peaks,
+            torch.get_num_threads(),
+            describe_device("cpu" if on_cpu else self.device),
+        )
+        if theirs is None:
+            note = f"{contest.peer} is not installed" + (f"; {note}" if note else "")
+        return Measurement(row, contest.target, note, failed)
+
+
+def paired(
+    ours: Timed, theirs: Timed | None, repeats: int
+) -> tuple[float | None, float | None, float | None]:
+    """Run in turn, after a warm-up of each.
+
+    Parameters
+    ----------
+    ours, theirs : callable
+        Do the work and return the seconds it took; without ``theirs`` nothing is run.
+    repeats : int
+        Number of pairs.
+
+    Returns
+    -------
+    tuple
+        Median seconds of ours and of theirs, and the median of the pairs' ratios theirs / ours;
+        or three None.
+
+    Examples
+    --------
+    >>> paired(iter([9.0, 1.0, 2.0, 4.0]).__next__, iter([9.0, 3.0, 4.0, 4.0]).__next__, 3)
+    (2.0, 4.0, 2.0)
+    """
+    if theirs is None:
+        return None, None, None
+    ours()
+    theirs()
+    pairs = []
+    for _ in range(repeats):
+        gc.collect()
+        pairs.append((ours(), theirs()))
+    return (
+        statistics.median(mine for mine, _ in pairs),
+        statistics.median(yours for _, yours in pairs),
+        statistics.median(yours / mine for mine, yours in pairs),
+    )
+
+
+def clock(function: Callable[[], object], device: torch.device) -> Timed:
+    """Return a function that runs ``function`` once, to its end on a GPU, and gives its seconds."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def timed() -> float:
+        wait()
+        begin = time.perf_counter()
+        result = function()
+        wait()
+        seconds = time.perf_counter() - begin
+        del result  # freeing it is not part of the work
+        return seconds
+
+    return timed
+
+
+def peer(module: str) -> ModuleType | None:
+    """Import a peer's module quietly; None where the peer is not installed.
+
+    Examples
+    --------
+    >>> peer("math").sqrt(4.0), peer("no_such_package.at_all")
+    (2.0, None)
+    """
+    top = module.partition(".")[0]
+    logging.getLogger(top).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == top:
+            return None
+        raise  # it is there but broken: hiding that would look like an absent peer
+
+
+def child(arguments: Sequence[str]) -> str:
+    """Run Python in a fresh process in the project's folder; return the last line it prints.
+
+    Raises
+    ------
+    RuntimeError
+        When it fails; with the end of what it wrote to stderr.
+    """
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"python {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}"
+        )
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+def peak_mib(device: torch.device) -> float:
+    """Return the peak memory so far, in MiB: allocated on a GPU, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage counts the parent's memory before the fork as well
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
