@@ -7,32 +7,31 @@ A task subclasses :class:`Brain` and writes three methods: ``compute_forward``,
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
-from speechkit import distributed
-from speechkit.checkpoint import Checkpointer, average_state_dicts, random_state, set_random_state
+from speechkit import distributed, parallel
+from speechkit.checkpoint import Checkpointer
 from speechkit.data.batch import Batch, Failure
-from speechkit.data.loaders import SpeechData
+from speechkit.data.loaders import SpeechData, in_groups
 from speechkit.data.manifest import DataError
 from speechkit.metrics.results import SCORERS, Result
 from speechkit.optim import frozen_modules
 from speechkit.results import write_test
+from speechkit.rng import random_state, set_random_state
 from speechkit.schedules import Constant, Schedule
 from speechkit.signals import StopRequest
-from speechkit.tracking import Tracker
+from speechkit.tracking import Tracker, progress_bar
 from speechkit.training import Interrupted, Position, Stage, Training, TrainingError
-from speechkit.updater import Updater, evaluated_weights
+from speechkit.updater import Updater, best_weights
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +109,10 @@ class Brain:
         )
         self.stop = StopRequest()
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self._loader_options: dict[str, Any] = {
+            "rank": self.rank, "world_size": self.world_size,
+            "pin_memory": self.device.type == "cuda",
+        }  # fmt: skip
 
     # ---------------------------------------------------------------- what a task writes
 
@@ -140,7 +143,7 @@ class Brain:
             When more utterances fail than ``data.max_bad_share`` allows.
         """
         options = self.training
-        wrapped = distributed.wrap(self.model)
+        wrapped = parallel.wrap(self.model)
         self.forward = torch.compile(wrapped) if options.compile else wrapped
         batches = self.data.num_train_batches(0, world_size=self.world_size)
         self.total_steps = options.epochs * math.ceil(batches / options.accumulation)
@@ -153,8 +156,15 @@ class Brain:
         with self.stop.caught():
             while self.position.epoch < options.epochs and not self.position.stopped:
                 started = time.monotonic()
-                self._fit_epoch()
-                self._end_epoch(time.monotonic() - started)
+                try:
+                    self._fit_epoch()
+                    self._end_epoch(time.monotonic() - started)
+                except DataError:
+                    if self.world_size == 1 and self.position.step:  # others would not know of it
+                        self.save()
+                    raise
+                if self.stop.agreed():
+                    raise Interrupted(self.stop.number or 15)
         self.tracker.close()
 
     def _fit_epoch(self) -> None:
@@ -163,31 +173,28 @@ class Brain:
         for module in frozen_modules(self.model, self.frozen):
             module.eval()
         loader = self.data.train_loader(
-            position.epoch, start_batch=position.batch, rank=self.rank, world_size=self.world_size
+            position.epoch, start_batch=position.batch, **self._loader_options
         )
         saved = time.monotonic()
-        bar = self._bar(f"epoch {position.epoch + 1}", len(loader) + position.batch, position.batch)
+        bar = progress_bar(
+            f"epoch {position.epoch + 1}", len(loader) + position.batch, position.batch
+        )
         with bar:
-            for group in _grouped(loader, self.training.accumulation):
+            for group in in_groups(loader, self.training.accumulation):
                 self.updater.set_rates(position.step, self.total_steps)
                 self.fit_batches(group)
                 position.step += 1
                 position.batch += len(group)
                 bar.update(len(group))
                 bar.set_postfix(loss=f"{position.loss_sum / max(1, position.items):.4f}")
-                if distributed.all_reduce_sum(float(self.stop.number is not None)) > 0:
+                if self.stop.agreed():
                     self.save()
                     raise Interrupted(self.stop.number or 15)
-                if time.monotonic() - saved > 60 * self.training.checkpoint_minutes:
+                # Clocks differ, and all ranks must save at one step.
+                due = time.monotonic() - saved > 60 * self.training.checkpoint_minutes
+                if distributed.any_rank(due):
                     self.save()
                     saved = time.monotonic()
-
-    def _bar(self, name: str, total: int, initial: int = 0) -> tqdm:
-        """Give a progress bar: on rank 0, and only on a terminal."""
-        disable = None if distributed.is_main() else True
-        return tqdm(
-            desc=name, total=total, initial=initial, unit="batch", leave=False, disable=disable
-        )
 
     def _end_epoch(self, seconds: float) -> None:
         position, options = self.position, self.training
@@ -201,6 +208,7 @@ class Brain:
         metrics = self.validate()
         if metrics:
             if options.metric not in metrics:
+                self.save()
                 raise TrainingError(
                     f"training.metric is {options.metric!r}, which validation does not give; "
                     f"it gives {', '.join(sorted(metrics))}"
@@ -226,7 +234,7 @@ class Brain:
         """
         for batch in batches:
             self.note_failures(batch.failures)
-        batches = [batch.to(self.device) for batch in batches if len(batch)]
+        batches = [batch.to(self.device, non_blocking=True) for batch in batches if len(batch)]
         items = sum(len(batch) for batch in batches)
         total = distributed.all_reduce_sum(float(items))
         if total == 0:
@@ -240,7 +248,7 @@ class Brain:
         for index, batch in enumerate(batches):
             # Gradients travel between processes once a group, with its last batch.
             last = index == len(batches) - 1
-            with contextlib.nullcontext() if last else distributed.no_sync(self.forward):
+            with contextlib.nullcontext() if last else parallel.no_sync(self.forward):
                 with self.updater.autocast():
                     outputs = self.compute_forward(batch, Stage.TRAIN)
                     losses = self.compute_objectives(outputs, batch, Stage.TRAIN)
@@ -312,14 +320,14 @@ class Brain:
     def _evaluate_split(self, split: str, stage: Stage) -> tuple[float, list[dict[str, Any]]]:
         self.model.eval()
         wrapped, self.forward = self.forward, self.model
-        loader = self.data.eval_loader(split, rank=self.rank, world_size=self.world_size)
+        loader = self.data.eval_loader(split, **self._loader_options)
         rows: list[dict[str, Any]] = []
         loss_sum, items = 0.0, 0
         ema = self.updater.ema
         averaged = ema.applied() if ema is not None else contextlib.nullcontext()
-        with torch.no_grad(), averaged, self._bar(split, len(loader)) as bar:
+        with torch.no_grad(), averaged, progress_bar(split, len(loader)) as bar:
             for batch in loader:
-                batch = batch.to(self.device)
+                batch = batch.to(self.device, non_blocking=True)
                 with self.updater.autocast():
                     outputs = self.compute_forward(batch, stage)
                     losses = self.compute_objectives(outputs, batch, stage)
@@ -354,8 +362,14 @@ class Brain:
         if loaded is None:
             return False
         state = loaded.state
-        self.model.load_state_dict(state["model"])
-        self.updater.load_state_dict(state["updater"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.updater.load_state_dict(state["updater"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"{loaded.entry.file} does not fit this model and its optimisers ({error!r}); "
+                "start anew with another --output_folder"
+            ) from error
         ranks = state["ranks"]
         if len(ranks) == self.world_size:
             position, random = ranks[self.rank]
@@ -366,7 +380,8 @@ class Brain:
                 "the checkpoint was made by %d processes, this run has %d: it goes on from the "
                 "epoch's start, not bit by bit", len(ranks), self.world_size,
             )  # fmt: skip
-            self.position.load_state_dict({**state["position"], "batch": 0})
+            self.position.load_state_dict(state["position"])
+            self.position.restart_epoch()
         if distributed.is_main():
             self.tracker.rewind(step=self.position.step)
         logger.info(
@@ -377,22 +392,6 @@ class Brain:
 
     def load_best(self) -> None:
         """Put the best weights into the model: their mean with ``average_best`` above 1."""
-        entries = self.checkpointer.best(self.training.average_best)
-        if entries:
-            states = [self.checkpointer.load(entry) for entry in entries]
-        else:
-            last = self.checkpointer.load_last()
-            states = [last.state] if last is not None else []
-        if not states:
-            raise TrainingError(
-                f"{self.checkpointer.folder} holds no checkpoint; train first, or name a model "
-                "folder with --init_from"
-            )
-        self.model.load_state_dict(average_state_dicts([evaluated_weights(s) for s in states]))
+        weights = best_weights(self.checkpointer, self.training.average_best)
+        self.model.load_state_dict(weights)
         self.updater.ema = None
-
-
-def _grouped(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    iterator = iter(loader)
-    while group := list(itertools.islice(iterator, size)):
-        yield group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -18,24 +17,11 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from speechkit.ema import average_state_dicts
-from speechkit.files import TEMPORARY_SUFFIX, atomic_file, atomic_write
-from speechkit.rng import random_state, set_random_state
-
-__all__ = [
-    "CheckpointError",
-    "Checkpointer",
-    "Entry",
-    "Loaded",
-    "average_state_dicts",
-    "random_state",
-    "set_random_state",
-]
+from speechkit.files import DISK_FULL, TEMPORARY_SUFFIX, atomic_file, atomic_write, file_digest
 
 logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch.load(weights_only=True) opens. Exact types: numpy's float64 is a float, yet refused.
 PLAIN_TYPES: frozenset[type] = frozenset(
     {type(None), bool, int, float, str, bytes, complex, Tensor, nn.Parameter}
@@ -265,16 +251,14 @@ class Checkpointer:
         """
         path = self.folder / entry.file
         try:
-            with path.open("rb") as file:
-                found = _sha256(file)
-                if found != entry.sha256:
-                    raise CheckpointError(
-                        f"{path} is damaged: its sha256 is {found[:12]}..., the index says "
-                        f"{entry.sha256[:12]}..., size {path.stat().st_size} bytes."
-                    )
-                file.seek(0)
-                # What else may fail now (no such device, no memory) is not the file's fault.
-                return torch.load(file, map_location=map_location, weights_only=True)
+            found = file_digest(path)
+            if found != entry.sha256:
+                raise CheckpointError(
+                    f"{path} is damaged: its sha256 is {found[:12]}..., the index says "
+                    f"{entry.sha256[:12]}..., size {path.stat().st_size} bytes."
+                )
+            # What else may fail now (no such device, no memory) is not the file's fault.
+            return torch.load(path, map_location=map_location, weights_only=True)
         except FileNotFoundError as error:
             raise CheckpointError(f"{path} is missing, though the index names it.") from error
         except (OSError, pickle.UnpicklingError) as error:
@@ -367,13 +351,6 @@ def _write_state(state: dict[str, Any], path: Path) -> str:
         if writer.error is not None:
             raise writer.error
     return writer.hash.hexdigest()
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _as_floats(metrics: Mapping[str, float] | None) -> dict[str, float]:

@@ -116,8 +116,9 @@ def _complain(message: object) -> None:
 
 def _transcribe(options: argparse.Namespace) -> int:
     from speechkit.models.transcribe import Transcriber
+    from speechkit.parallel import check_device
 
-    device = _device(options.device)
+    device = check_device(options.device)
     model = speechkit.load(options.model, device=device)
     if not isinstance(model, Transcriber):
         raise UsageError(
@@ -154,17 +155,6 @@ def _print_transcript(file: str, transcript: Transcript, options: argparse.Names
     else:
         print(prefix + transcript.text)
     sys.stdout.flush()  # who follows a long list sees each as it comes
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable here ({reason}); try cpu") from error
-    return name
 
 
 def _score(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ helper is the identity. Collective helpers must be called by all ranks alike.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,29 +15,24 @@ from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
-
-from speechkit.parallel import no_sync, unwrap, wrap
 
 __all__ = [
     "Distributed",
-    "all_reduce_mean",
     "all_reduce_sum",
+    "any_rank",
     "barrier",
-    "broadcast_object",
     "cleanup",
     "default_device",
     "gather_objects",
     "init",
     "is_main",
     "main_first",
-    "no_sync",
     "rank",
     "session",
     "unwrap",
     "world_size",
-    "wrap",
 ]
 
 T = TypeVar("T")
@@ -167,13 +163,16 @@ def session() -> Iterator[Distributed]:
 
 
 def cleanup() -> None:
-    """Leave the run; does nothing in a run of one process.
+    """Leave the run, when no wrapped model is in use any more; alone, do nothing.
 
     Examples
     --------
     >>> cleanup()
     """
     if _active():
+        # A wrapped model in a reference cycle holds a group, whose threads would still run when
+        # the interpreter goes down: gloo aborts the process then.
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -255,29 +254,15 @@ def all_reduce_sum(x: Tensor | float) -> Tensor | float:
     return total if isinstance(x, Tensor) else float(total)
 
 
-@overload
-def all_reduce_mean(x: Tensor) -> Tensor: ...
-@overload
-def all_reduce_mean(x: float) -> float: ...
-def all_reduce_mean(x: Tensor | float) -> Tensor | float:
-    """Average a value over the ranks, each counting the same.
-
-    Parameters
-    ----------
-    x : Tensor or float
-        Of the same shape and type on each rank.
-
-    Returns
-    -------
-    Tensor or float
-        The mean, outside autograd; integer tensors become floating.
+def any_rank(condition: bool) -> bool:
+    """Say whether something holds on any rank, so that all of them act alike.
 
     Examples
     --------
-    >>> all_reduce_mean(2.5)
-    2.5
+    >>> any_rank(True), any_rank(False)
+    (True, False)
     """
-    return all_reduce_sum(x) / world_size()
+    return all_reduce_sum(float(condition)) > 0
 
 
 def gather_objects(items: list[T]) -> list[T]:
@@ -303,33 +288,6 @@ def gather_objects(items: list[T]) -> list[T]:
     parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
-
-
-def broadcast_object(value: T, source: int = 0) -> T:
-    """Give every rank the object of one.
-
-    Parameters
-    ----------
-    value : object
-        Anything that pickles; only the source's counts.
-    source : int
-        The rank it comes from.
-
-    Returns
-    -------
-    object
-        The source's object.
-
-    Examples
-    --------
-    >>> broadcast_object({"a": 1})
-    {'a': 1}
-    """
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=source)
-    return box[0]
 
 
 @contextmanager
@@ -367,3 +325,26 @@ def main_first() -> Iterator[None]:
                 dist.broadcast_object_list(done, src=0, group=patient)
     finally:
         dist.destroy_process_group(patient)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP and ``torch.compile``; any other model as it is.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model, wrapped or not.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1)
+    >>> unwrap(model) is model
+    True
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

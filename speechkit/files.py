@@ -3,33 +3,117 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_file", "atomic_write", "sync_folder"]
+__all__ = [
+    "DISK_FULL",
+    "atomic_file",
+    "atomic_write",
+    "explain",
+    "file_digest",
+    "replace_folder",
+    "sync",
+]
 
 TEMPORARY_SUFFIX = ".writing"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def sync_folder(folder: str | Path) -> None:
-    """Make the names in a folder (creations, renames, removals) survive a loss of power.
+def explain(error: OSError) -> str:
+    """Say in a sentence what the operating system refused, where, and what to do.
+
+    Examples
+    --------
+    >>> explain(OSError(errno.ENOSPC, "No space left on device", "run/model"))
+    'run/model: No space left on device; free some space, then run the same command again'
+    """
+    if error.strerror is None:  # not from the operating system
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in DISK_FULL:
+        advice = "free some space, then run the same command again"
+    else:
+        advice = "correct the path, or see to the permissions"
+    return f"{where}{error.strerror}; {advice}"
+
+
+def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """Return the hexadecimal digest of a file, read piece by piece.
 
     Parameters
     ----------
-    folder : str or Path
-        An existing folder.
+    path : str or Path
+        The file.
+    algorithm : str
+        As ``hashlib`` names it.
 
     Examples
     --------
     >>> import tempfile
-    >>> sync_folder(tempfile.gettempdir())
+    >>> place = Path(tempfile.mkdtemp()) / "a.bin"
+    >>> atomic_write(place, b"abc")
+    >>> file_digest(place)[:8], file_digest(place, "md5")[:8]
+    ('ba7816bf', '90015098')
+    """
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def replace_folder(new: str | Path, folder: str | Path) -> None:
+    """Put a finished folder in the place of another, which may exist.
+
+    A kill in between leaves the old one under ``.<name>.old``, beside its place.
+
+    Parameters
+    ----------
+    new, folder : str or Path
+        On one file system.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> parent = Path(tempfile.mkdtemp())
+    >>> for name in ("new", "old"):
+    ...     atomic_write(parent / name / name, "")
+    >>> replace_folder(parent / "new", parent / "old")
+    >>> [path.name for path in sorted(parent.rglob("*"))]
+    ['old', 'new']
+    """
+    new, folder = Path(new), Path(folder)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)  # leftovers of a replaced folder hurt nobody
+
+
+def sync(path: str | Path) -> None:
+    """Make a file's bytes, or the names in a folder, survive a loss of power.
+
+    Parameters
+    ----------
+    path : str or Path
+        An existing file or folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> sync(tempfile.gettempdir())
     """
     if os.name == "nt":  # Windows cannot open a folder, and journals names by itself.
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -86,7 +170,7 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:

@@ -18,10 +18,8 @@ import hyperpyyaml.core
 import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from speechkit.command_line import parse_command_line
-from speechkit.yaml_resolve import Resolver, flatten, tagged
-from speechkit.yaml_targets import nearest
-from speechkit.yaml_tree import (
+from speechkit.config.command_line import parse_command_line
+from speechkit.config.document import (
     Document,
     HparamsError,
     child,
@@ -29,6 +27,8 @@ from speechkit.yaml_tree import (
     is_object,
     tag_of,
 )
+from speechkit.config.resolve import Resolver, flatten, tagged
+from speechkit.names import nearest
 
 __all__ = ["Hparams", "HparamsError", "changes", "parse_command_line", "read_hparams"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from speechkit.parallel import unwrap
+from speechkit.distributed import unwrap
+from speechkit.names import is_under, nearest, unknown_prefixes
 
 __all__ = [
     "build_optimizers",
@@ -99,7 +99,7 @@ def _owned(
     """Give each trainable parameter to one optimiser."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for prefix in groups:
-        if not any(_under(name, prefix) for name in trainable):
+        if not any(is_under(name, prefix) for name in trainable):
             raise ValueError(f"parameter_groups: all of {prefix!r} is frozen: name it in one only")
     owners = {name: _longest(name, factories) for name in trainable}
     left = [name for name, owner in owners.items() if owner is None]
@@ -141,14 +141,18 @@ def _split(
 
 
 def _build(factory: OptimizerFactory, groups: list[dict[str, Any]], key: str) -> Optimizer:
-    optimizer = factory(groups)
+    try:
+        optimizer = factory(groups)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {factory}: {error}") from error
     known = set(optimizer.defaults) | {"name", "params"}
     for group in optimizer.param_groups:
         for option in sorted(set(group) - known):
-            nearest = _nearest(option, sorted(optimizer.defaults))
+            known_options = sorted(optimizer.defaults)
+            hint = nearest(option, known_options) or f"; there are {_some(known_options)}"
             raise ValueError(
                 f"parameter_groups: {type(optimizer).__name__} ({key or 'model'}) has no option "
-                f"{option!r} (given for {group['name']!r}){nearest}"
+                f"{option!r} (given for {group['name']!r}){hint}"
             )
     return optimizer
 
@@ -178,7 +182,7 @@ def freeze(model: nn.Module, frozen: Sequence[str]) -> None:
     model = unwrap(model)
     _check_prefixes("frozen", frozen, [name for name, _ in model.named_parameters()])
     for name, parameter in model.named_parameters():
-        if any(_under(name, prefix) for prefix in frozen):
+        if any(is_under(name, prefix) for prefix in frozen):
             parameter.requires_grad_(False)
 
 
@@ -254,33 +258,19 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     return norm
 
 
-def _under(name: str, prefix: str) -> bool:
-    """Say whether a parameter lies under a dotted prefix; the empty one holds everything."""
-    return not prefix or name == prefix or name.startswith(f"{prefix}.")
-
-
 def _longest(name: str, prefixes: Iterable[str]) -> str | None:
-    return max((p for p in prefixes if _under(name, p)), key=len, default=None)
+    return max((p for p in prefixes if is_under(name, p)), key=len, default=None)
 
 
 def _check_prefixes(what: str, prefixes: Sequence[str], names: Sequence[str]) -> None:
     if isinstance(prefixes, str):
         raise ValueError(f"{what}: give a list of prefixes, not the string {prefixes!r}")
-    parts = {".".join(n.split(".")[: i + 1]) for n in names for i in range(n.count(".") + 1)}
     problems = [
-        f"{what}: {prefix!r} matches no parameter of the model{_nearest(prefix, sorted(parts))}"
-        for prefix in prefixes
-        if prefix not in parts
+        f"{what}: {prefix!r} matches no parameter of the model{hint}"
+        for prefix, hint in unknown_prefixes(prefixes, names).items()
     ]
     if problems:
         raise ValueError("\n".join(problems))
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if found:
-        return f"; did you mean {found[0]!r}?"
-    return f"; there are {_some([k for k in known if '.' not in k])}"
 
 
 def _some(names: Sequence[str]) -> str:

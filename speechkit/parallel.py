@@ -1,4 +1,4 @@
-"""Models wrapped for training over several processes, and back."""
+"""Models on their device, wrapped for training over several processes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,36 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from torch import distributed as dist
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["no_sync", "unwrap", "wrap"]
+from speechkit.distributed import world_size
+
+__all__ = ["check_device", "no_sync", "wrap"]
 
 STRATEGIES = ("ddp", "fsdp")
 
 
-def _alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+def check_device(name: str) -> str:
+    """Give back the name of a device, if this machine has it.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used here, saying why.
+
+    Examples
+    --------
+    >>> check_device("cpu")
+    'cpu'
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--device {name}: not usable here ({reason}); try cpu") from error
+    return name
 
 
 def wrap(
@@ -59,7 +78,7 @@ def wrap(
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy {strategy!r}: choose one of {', '.join(STRATEGIES)}")
     parameters = list(model.parameters())
-    if _alone() or not any(p.requires_grad for p in parameters):
+    if world_size() == 1 or not any(p.requires_grad for p in parameters):
         return model
     if strategy == "fsdp":
         from speechkit.sharding import shard
@@ -104,26 +123,3 @@ def no_sync(model: Any) -> AbstractContextManager[None]:
     if hasattr(inner, "set_requires_gradient_sync"):
         return _no_sharded_sync(inner)
     return nullcontext()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside DDP and ``torch.compile``; any other model as it is.
-
-    Parameters
-    ----------
-    model : nn.Module
-        A model, wrapped or not.
-
-    Examples
-    --------
-    >>> model = nn.Linear(1, 1)
-    >>> unwrap(model) is model
-    True
-    """
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner

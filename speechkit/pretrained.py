@@ -2,15 +2,14 @@
 
 A folder holds ``config.json`` (JSON only; a YAML config is not read), ``model.safetensors``,
 the files that arguments need (``tokenizer.model``) and a model card. It is data: opening one
-that came from elsewhere executes nothing (see :mod:`speechkit.safety`), and there is no fallback
-to pickles.
+that came from elsewhere executes nothing (see
+:mod:`speechkit.model_folder.safety`), and there is no fallback to pickles.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -22,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 import speechkit
-from speechkit import blueprint, safety
-from speechkit.blueprint import build, describe
-from speechkit.safety import PretrainedError, allow
-from speechkit.weights import LoadReport, MismatchError, load_into
+from speechkit.distributed import unwrap
+from speechkit.files import replace_folder, sync
+from speechkit.model_folder import safety
+from speechkit.model_folder.description import build, describe
+from speechkit.model_folder.safety import PretrainedError, allow
+from speechkit.model_folder.weights import LoadReport, MismatchError, load_into
 
 __all__ = [
     "LoadReport",
@@ -34,8 +35,6 @@ __all__ = [
     "allow",
     "build",
     "describe",
-    "fingerprint",
-    "fingerprint_of",
     "load",
     "load_state",
     "read_config",
@@ -79,7 +78,7 @@ def save(model: nn.Module, folder: str | Path, *, extra: Mapping[str, Any] | Non
     PReLU(num_parameters=1)
     """
     folder = Path(folder)
-    model = _unwrapped(model)
+    model = unwrap(model)
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
         raise PretrainedError(f"{folder}: exists and is not a model folder; nothing was written")
     files: dict[str, bytes] = {}
@@ -99,20 +98,9 @@ def save(model: nn.Module, folder: str | Path, *, extra: Mapping[str, Any] | Non
     try:
         temporary.chmod(0o755)
         _write_files(model, temporary, files)
-        _replace(temporary, folder)
+        replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Take the user's model out of DistributedDataParallel and torch.compile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def _with_files(value: Any, path: tuple[str, ...], files: dict[str, bytes]) -> Any:
@@ -146,25 +134,7 @@ def _write_files(model: nn.Module, folder: Path, files: Mapping[str, bytes]) -> 
     for name, data in files.items():
         (folder / name).write_bytes(data)
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(new: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        sync(path)
 
 
 def _model_card(model: nn.Module, config: Mapping[str, Any]) -> str:
@@ -224,7 +194,10 @@ def load(
     """
     folder, root = _locate(source, revision)
     config = _read_config(folder, root)
-    model = build(config["model"], folder, root=root)
+    try:
+        model = build(config["model"], folder, root=root)
+    except PretrainedError as error:
+        raise PretrainedError(f"{folder / CONFIG}: {error}") from error
     if not isinstance(model, nn.Module):
         raise PretrainedError(f"{folder}: {config['model']['class']} is not a model")
     load_into(model, _open_weights(folder, root), None, str(folder))
@@ -290,7 +263,12 @@ def read_config(source: str | Path) -> dict[str, Any]:
 def _read_config(folder: Path, root: Path) -> dict[str, Any]:
     if not (folder / CONFIG).exists():
         yaml = [path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml")]
-        hint = f"; {', '.join(yaml)} is not read: YAML can name any code" if yaml else ""
+        if (folder / "model" / CONFIG).is_file():
+            hint = f"; did you mean {folder / 'model'}?"
+        elif yaml:
+            hint = f"; {', '.join(yaml)} is not read: YAML can name any code"
+        else:
+            hint = "; give what speechkit.save wrote, or the folder 'model' of a run"
         raise PretrainedError(f"{folder}: not a model folder, it has no {CONFIG}{hint}")
     path = safety.plain_file(folder, CONFIG, root=root, limit=safety.MAX_CONFIG_BYTES)
     config = safety.parse_json(path.read_bytes(), str(path))
@@ -308,19 +286,6 @@ def _read_config(folder: Path, root: Path) -> dict[str, Any]:
     if not isinstance(model["args"], dict) or not isinstance(config.get("extra", {}), dict):
         raise PretrainedError(f"{path}: 'args' and 'extra' must be objects")
     return config
-
-
-def fingerprint(obj: Any) -> str:
-    """Hash an object's class and arguments, such as a tokenizer's."""
-    return blueprint.fingerprint(describe(obj))
-
-
-def fingerprint_of(config: Any, source: str | Path | None = None) -> str:
-    """Hash part of a folder's config: equal to the :func:`fingerprint` of the object it describes.
-
-    ``source`` is not needed: the config holds the hash of each file.
-    """
-    return blueprint.fingerprint(config)
 
 
 def _open_weights(folder: Path, root: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The state of the global random generators, to take into a checkpoint and to put back."""
+"""The global random generators: seeded, taken into a checkpoint and put back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["random_state", "set_random_state"]
+__all__ = ["random_state", "seed_everything", "set_random_state"]
 
 logger = logging.getLogger(__name__)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:

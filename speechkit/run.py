@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-import random
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from speechkit import distributed, pretrained
 from speechkit.brain import Brain
 from speechkit.checkpoint import CheckpointError
 from speechkit.data.manifest import DataError
-from speechkit.files import atomic_write
+from speechkit.files import atomic_write, explain
 from speechkit.hparams import Hparams, HparamsError, changes, parse_command_line, read_hparams
+from speechkit.parallel import check_device
 from speechkit.report import write_report
 from speechkit.results import RunResults, environment
+from speechkit.rng import seed_everything
+from speechkit.signals import Terminated, termination_unwinds
 from speechkit.tracking import setup_logging
 from speechkit.training import Interrupted, TrainingError
 
@@ -37,7 +40,7 @@ USER_ERRORS = (
     pretrained.PretrainedError, pretrained.MismatchError, ImportError,
 )  # fmt: skip
 # Changing these does not change what is trained.
-NEUTRAL_KEYS = ("data.num_workers", "output_folder")
+NEUTRAL_KEYS = ("data.num_workers", "data.max_bad_share", "output_folder")
 
 
 def run(brain_class: type[Brain], argv: Sequence[str] | None = None) -> None:
@@ -62,14 +65,22 @@ def run(brain_class: type[Brain], argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(brain_class, arguments)
+        with termination_unwinds():
+            _run(brain_class, arguments)
     except Interrupted as stop:
         logger.warning("saved; the same command resumes")
         raise SystemExit(128 + stop.signal_number) from None
-    except USER_ERRORS as error:
+    except KeyboardInterrupt as stop:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print("stopped; what was finished is kept, the same command goes on", file=sys.stderr)
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        raise SystemExit(128 + number) from None
+    except (*USER_ERRORS, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        shown = explain(error) if isinstance(error, OSError) else error
+        print(f"error: {shown}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -101,27 +112,97 @@ def _run(brain_class: type[Brain], arguments: list[str]) -> None:
         consumed=(*RUN_KEYS, *from_yaml),
         required=("seed", *(name for name, needed in from_yaml.items() if needed)),
     )
-    seed = int(hparams.value("seed"))
+    seed = _seed(hparams)
     folder = _output_folder(hparams, yaml_path, seed)
     with distributed.session():
+        # What cannot end well ends here, not after hours of preparation.
+        device = _checked_options(options, folder)
         setup_logging(folder, main=distributed.is_main())
         with distributed.main_first():
             if distributed.is_main():
                 _check_resume(hparams, folder, from_yaml, allowed=options["resume_with_changes"])
                 _write_hparams(hparams, folder, arguments)
-        built = _build(hparams, seed, [*from_yaml, "reinit"])
-        reinit = built.pop("reinit", None) or ()
-        if options["init_from"]:
-            _initialise(built["model"], options["init_from"], reinit)
-        # What training draws (dropout) differs by rank; all else is drawn by utterance.
-        seed_everything(seed + distributed.rank())
-        device = options["device"] or distributed.default_device()
-        brain = brain_class(**built, folder=folder, seed=seed, device=device)
-        if not options["test_only"]:
-            brain.fit()
-        if not (options["test_only"] and options["init_from"]):
-            brain.load_best()
-        _finish(brain, yaml_path, arguments)
+        brain = _make_brain(brain_class, hparams, folder, seed, device, from_yaml, options)
+        _train_and_test(brain, yaml_path, arguments, options)
+        # Its wrapped model holds the group of processes, which the session ends.
+        del brain
+
+
+def _make_brain(
+    brain_class: type[Brain],
+    hparams: Hparams,
+    folder: Path,
+    seed: int,
+    device: str,
+    from_yaml: dict[str, bool],
+    options: dict[str, Any],
+) -> Brain:
+    built = _build(hparams, seed, [*from_yaml, "reinit"])
+    reinit = built.pop("reinit", None) or ()
+    if options["init_from"]:
+        _initialise(built["model"], options["init_from"], reinit)
+    # What training draws (dropout) differs by rank; all else is drawn by utterance.
+    seed_everything(seed + distributed.rank())
+    with _building():
+        return brain_class(**built, folder=folder, seed=seed, device=device)
+
+
+def _train_and_test(
+    brain: Brain, yaml_path: Path, arguments: list[str], options: dict[str, Any]
+) -> None:
+    if not options["test_only"]:
+        brain.fit()
+    if not (options["test_only"] and options["init_from"]):
+        brain.load_best()
+    _finish(brain, yaml_path, arguments)
+
+
+def _seed(hparams: Hparams) -> int:
+    seed = hparams.value("seed")
+    if not isinstance(seed, int):
+        raise HparamsError([f"seed: {seed!r} is no whole number"])
+    return seed
+
+
+def _checked_options(options: dict[str, Any], folder: Path) -> str:
+    """Check the program's own options and the output folder; give the device."""
+    source = options["init_from"]
+    if source:
+        with distributed.main_first():
+            pretrained.read_config(source)
+    elif options["test_only"] and not any((folder / "checkpoints").glob("step-*.pt")):
+        raise TrainingError(
+            f"--test_only: {folder / 'checkpoints'} holds no checkpoint; train first, or name a "
+            "model folder with --init_from"
+        )
+    try:
+        device = check_device(options["device"] or distributed.default_device())
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    if distributed.is_main():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise TrainingError(
+                f"the output folder {folder} cannot be written: {error.strerror}; name another "
+                "with --output_folder"
+            ) from error
+    return device
+
+
+@contextlib.contextmanager
+def _building() -> Iterator[None]:
+    """Report what constructors say of their arguments as a fault of the hyperparameters."""
+    try:
+        yield
+    except USER_ERRORS:
+        raise
+    except (TypeError, ValueError) as error:
+        # hyperpyyaml puts the class before the message.
+        text = ": ".join(str(part) for part in error.args)
+        raise HparamsError([f"{text} (--debug shows where)"]) from error
 
 
 def _build(hparams: Hparams, seed: int, keys: Sequence[str]) -> dict[str, Any]:
@@ -129,16 +210,12 @@ def _build(hparams: Hparams, seed: int, keys: Sequence[str]) -> dict[str, Any]:
     with distributed.main_first():
         if "prepare" in hparams:
             seed_everything(seed)
-            hparams.build(["prepare"])["prepare"]()
+            with _building():
+                prepare = hparams.build(["prepare"])["prepare"]
+            prepare()
     seed_everything(seed)
-    return hparams.build([key for key in keys if key in hparams])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    with _building():
+        return hparams.build([key for key in keys if key in hparams])
 
 
 def _output_folder(hparams: Hparams, yaml_path: Path, seed: int) -> Path:
@@ -189,7 +266,9 @@ def _initialise(model: nn.Module, source: str, reinit: Sequence[str]) -> None:
     """Load what fits from a model folder; a new vocabulary gets new output layers."""
     parts = set(reinit)
     there = pretrained.load(source)
-    pieces, pieces_there = (getattr(getattr(m, "tokenizer", None), "pieces", None) for m in (model, there))
+    pieces, pieces_there = (
+        getattr(getattr(m, "tokenizer", None), "pieces", None) for m in (model, there)
+    )
     if None not in (pieces, pieces_there) and pieces != pieces_there:
         new = set(getattr(model, "vocabulary_parts", ()))
         if new - parts:

@@ -14,8 +14,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from speechkit.distributed import world_size
-from speechkit.parallel import unwrap
+from speechkit.distributed import unwrap, world_size
 
 __all__ = [
     "is_sharded",

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: the log, ``metrics.jsonl`` and TensorBoard scalars."""
+"""What a run shows and keeps as it goes: progress, log, ``metrics.jsonl``, TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from speechkit import distributed
 from speechkit.files import atomic_write
 
 LOG_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
@@ -39,6 +42,12 @@ def setup_logging(folder: Path | None, *, main: bool = True) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%H:%M:%S"))
         logger.addHandler(handler)
+
+
+def progress_bar(name: str, total: int, initial: int = 0) -> tqdm:
+    """Give a bar that counts batches: on rank 0, and only on a terminal."""
+    disable = None if distributed.is_main() else True
+    return tqdm(desc=name, total=total, initial=initial, unit="batch", leave=False, disable=disable)
 
 
 class Tracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
@@ -90,8 +91,11 @@ class Training:
                 f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}"
             )
         for name in ("epochs", "accumulation", "average_best", "max_nonfinite"):
-            if getattr(self, name) < 1:
-                problems.append(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                problems.append(
+                    f"training.{name} is {value!r}; it must be a whole number of at least 1"
+                )
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -143,12 +147,19 @@ class Position:
     def next_epoch(self) -> None:
         """Close the running epoch."""
         self.epoch += 1
+        self.restart_epoch()
+
+    def restart_epoch(self) -> None:
+        """Go back to the start of the running epoch; updates that were made stay counted."""
         self.batch = self.items = self.skipped = 0
         self.loss_sum = 0.0
 
     def validated(self, value: float, *, maximize: bool, patience: int | None) -> bool:
-        """Take note of a validation metric; returns whether it is the best so far."""
-        better = self.best is None or (value > self.best if maximize else value < self.best)
+        """Take note of a validation metric; returns whether it is the best so far. NaN never is."""
+        first = self.best is None and not math.isnan(value)
+        better = first or (
+            self.best is not None and (value > self.best if maximize else value < self.best)
+        )
         if better:
             self.best, self.epochs_since_best = value, 0
         else:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from speechkit import distributed
-from speechkit.ema import ExponentialMovingAverage
+from speechkit.checkpoint import Checkpointer, CheckpointError
+from speechkit.ema import ExponentialMovingAverage, average_state_dicts
 from speechkit.optim import build_optimizers, clip_gradients
 from speechkit.schedules import Schedule
-from speechkit.training import PRECISIONS, Training
+from speechkit.training import PRECISIONS, Training, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ class Updater:
         self.optimizers = build_optimizers(
             model, optimizer, parameter_groups=parameter_groups, frozen=frozen
         )
-        self._base_rates = {
-            name: [group["lr"] for group in o.param_groups] for name, o in self.optimizers.items()
+        self._options = {
+            name: [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
         }
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=options.precision == "fp16" and self.device.type == "cuda"
@@ -85,8 +87,8 @@ class Updater:
         """Put the schedule's learning rate for an update into every optimiser."""
         factor = self.schedule.factor(step, total_steps)
         for name, optimizer in self.optimizers.items():
-            for group, base in zip(optimizer.param_groups, self._base_rates[name]):
-                group["lr"] = base * factor
+            for group, options in zip(optimizer.param_groups, self._options[name]):
+                group["lr"] = options["lr"] * factor
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss, scaled where the precision asks for it."""
@@ -114,7 +116,7 @@ class Updater:
         norm = clip_gradients(parameters, self.options.max_grad_norm)
         # fp16 meets infinite gradients by design: its scaler skips those steps by itself.
         bad = not finite or not (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
-        bad = distributed.all_reduce_sum(float(bad)) > 0
+        bad = distributed.any_rank(bad)
         for optimizer in optimizers:
             if not bad:
                 self.scaler.step(optimizer)
@@ -129,19 +131,28 @@ class Updater:
         """Give all that the rest of the training depends on, the model's weights apart."""
         return {
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "options": self._options,
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up ``state_dict``'s result; base learning rates stay those of this run."""
+        """Take up ``state_dict``'s result; options that were changed since are those of this run.
+
+        The model's weights must be in place: an average that the state lacks starts from them.
+        """
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            groups = zip(optimizer.param_groups, self._options[name], state["options"][name])
+            for group, new, old in groups:
+                group.update({k: v for k, v in new.items() if k not in old or old[k] != v})
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
+        elif self.ema is not None:
+            self.ema = ExponentialMovingAverage(self.model, decay=self.ema.decay)
 
 
 def evaluated_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -150,3 +161,34 @@ def evaluated_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     if average is None:
         return dict(state["model"])
     return {**state["model"], **average["averages"], **average["buffers"]}
+
+
+def best_weights(checkpointer: Checkpointer, count: int) -> dict[str, Tensor]:
+    """Give the mean of the weights of the best checkpoints, or the last ones without a metric.
+
+    A damaged checkpoint is named in a warning and left out; where none of the best is good, the
+    last good one takes their place.
+
+    Raises
+    ------
+    TrainingError
+        When there is no checkpoint.
+    CheckpointError
+        When there are checkpoints, but none is good.
+    """
+    states = []
+    for entry in checkpointer.best(count):
+        try:
+            states.append(evaluated_weights(checkpointer.load(entry)))
+        except CheckpointError as error:
+            logger.warning("%s It was one of the best; the model is made without it.", error)
+    if not states:
+        last = checkpointer.load_last()
+        if last is None:
+            raise TrainingError(
+                f"{checkpointer.folder} holds no checkpoint; train first, or name a model folder "
+                "with --init_from"
+            )
+        states = [evaluated_weights(last.state)]
+        logger.info("the model is that of %s", last.entry.file)
+    return average_state_dicts(states)

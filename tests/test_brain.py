@@ -69,9 +69,17 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def make(
-    folder: Path, manifest: Path, cls: type[Brain] = Regression, *, workers: int = 0, dropout: float = 0.3,
-    max_batch_seconds: float = 30.0, frozen: tuple[str, ...] = (), max_bad_share: float = 0.01, **training: Any,
-) -> Any:  # fmt: skip
+    folder: Path,
+    manifest: Path,
+    cls: type[Brain] = Regression,
+    *,
+    workers: int = 0,
+    dropout: float = 0.3,
+    max_batch_seconds: float = 30.0,
+    frozen: tuple[str, ...] = (),
+    max_bad_share: float = 0.01,
+    **training: Any,
+) -> Any:
     torch.manual_seed(3)
     model = Net()
     model.drop.p = dropout
@@ -79,9 +87,14 @@ def make(
     return cls(
         model=model,
         data=SpeechData(
-            train=manifest, valid=manifest, transforms=[Numbers()],
-            max_batch_seconds=max_batch_seconds, num_workers=workers, seed=5, max_bad_share=max_bad_share,
-        ),  # fmt: skip
+            train=manifest,
+            valid=manifest,
+            transforms=[Numbers()],
+            max_batch_seconds=max_batch_seconds,
+            num_workers=workers,
+            seed=5,
+            max_bad_share=max_bad_share,
+        ),
         optimizer=functools.partial(torch.optim.AdamW, lr=0.05),
         training=Training(**options),
         folder=folder,

@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from speechkit import files
-from speechkit.checkpoint import Checkpointer, CheckpointError, random_state, set_random_state
+from speechkit.checkpoint import Checkpointer, CheckpointError
 from speechkit.files import atomic_file, atomic_write
+from speechkit.rng import random_state, set_random_state
 
 
 def save(saver: Checkpointer, step: int, wer: float | None = None) -> Any:

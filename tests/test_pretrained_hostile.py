@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import speechkit
-from speechkit import pretrained, safety
+from speechkit import pretrained
 from speechkit.data.tokenizer import CharTokenizer
+from speechkit.model_folder import safety
 from speechkit.nn.rnn import RecurrentEncoder
 from speechkit.nn.stack import Stack
 from speechkit.pretrained import MismatchError, PretrainedError

@@ -117,7 +117,13 @@ def test_every_problem_of_a_yaml_is_reported_at_once(
     broken = tmp_path / "broken.yaml"
     text = Path(YAML).read_text().replace("data/toy # ", "!PLACEHOLDER # the corpus: ")
     broken.write_text(text + "\nforgotten: 3\n")
-    arguments = [str(broken), "--model.encoder.layers.0.chanels", "[4]", "--output_folder", str(tmp_path / "o")]
+    arguments = [
+        str(broken),
+        "--model.encoder.layers.0.chanels",
+        "[4]",
+        "--output_folder",
+        str(tmp_path / "o"),
+    ]
     shown = fails(recipe("asr").Recognition, arguments, capsys)
     assert "data_folder" in shown
     assert "the corpus" in shown
@@ -215,7 +221,10 @@ def test_a_stopped_command_resumes_with_the_same_end(
     arguments = [sys.executable, TRAIN, *command, "--training.epochs", "4"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run(
-        [*arguments, "--output_folder", str(whole)], check=True, env=_environment(), capture_output=True
+        [*arguments, "--output_folder", str(whole)],
+        check=True,
+        env=_environment(),
+        capture_output=True,
     )
     second = [*arguments, "--output_folder", str(cut)]
     process = subprocess.Popen(second, env=_environment(), stderr=subprocess.PIPE)
@@ -227,9 +236,7 @@ def test_a_stopped_command_resumes_with_the_same_end(
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == (143 if number == signal.SIGTERM else -9), stderr.decode()
     subprocess.run(second, check=True, env=_environment(), capture_output=True)
-    a, b = (
-        (folder / "model/model.safetensors").read_bytes() for folder in (whole, cut)
-    )
+    a, b = ((folder / "model/model.safetensors").read_bytes() for folder in (whole, cut))
     assert a == b
 
 

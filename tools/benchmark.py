@@ -5,11 +5,12 @@
     python tools/benchmark.py conformer --device cuda          on a GPU
 
 A row is ``{area, case, peer, ours_s, peer_s, ratio, ours_peak_mib, peer_peak_mib, threads,
-device}``. After a warm-up the two sides run in turn, A B A B; ``ratio`` is the median over the pairs
-of the peer's time over ours (above 1 we are faster), the seconds are medians too. A peer that is
-not installed is a row with nulls (``pip install -e ".[parity]" pyctcdecode`` brings them). Imports
-and peak memory are measured in fresh processes. Areas with their own device run there, the others
-on the CPU. The exit status is 1 where both sides should give the same result and do not.
+device}``. After a warm-up the two sides run in turn, A B A B; ``ratio`` is the median over the
+pairs of the peer's time over ours (above 1 we are faster), the seconds are medians too. A peer that
+is not installed is a row with nulls beside our own seconds (``pip install -e ".[parity]"
+pyctcdecode`` brings them). Imports and peak memory are measured in fresh processes. ``--device`` is
+for features and conformer: the other areas work on the CPU. The exit status is 1 where both sides
+should give the same result and do not.
 
 Absolute times drift with the machine: compare ratios. ``OMP_WAIT_POLICY=PASSIVE`` is set unless it
 is set already, before torch is imported: on a busy machine, threads of OpenMP that spin while they

@@ -89,11 +89,12 @@ class Recognition(Brain):
             best = [nbest[0] for nbest in self.decoder(*outputs)]
         else:
             best = greedy(*outputs)
+        tokenizer: Any = self.model.tokenizer
         return [
             {
                 "id": utterance.id,
                 "reference": text,
-                "hypothesis": self.model.tokenizer.decode(hypothesis.tokens),
+                "hypothesis": tokenizer.decode(hypothesis.tokens),
                 "score": hypothesis.score,
                 "speaker": utterance.speaker,
                 "audio": utterance.audio,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechkit.data.errors import DataError
 from speechkit.data.formats import AudioInfo, Reader, check_finite, open_audio
-from speechkit.data.manifest import DataError
 
 # A manifest's seconds are rounded: a span may reach this far beyond the file's end.
 _END_TOLERANCE = 0.01

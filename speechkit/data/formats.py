@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechkit.data.manifest import DataError
+from speechkit.data.errors import DataError
 
 # Writers to a pipe cannot know the size and put a huge number there.
 _STREAMED_BYTES = 0x7FFF0000

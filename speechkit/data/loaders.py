@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,7 +21,25 @@ from speechkit.data.transfer import Collate
 logger = logging.getLogger(__name__)
 
 _PREFETCH = 2
+L = TypeVar("L", bound="DataLoader[Batch]")
 Keys = list[list[tuple[int, int]]]
+
+
+class _WholeLoader(DataLoader[Batch]):
+    """Leaves nothing out: raises here, not in a worker, whose errors come with its traceback."""
+
+    manifest: str | os.PathLike[str]
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if batch.failures:
+                rows = "\n  ".join(f"utterance {f.id!r}: {f.message}" for f in batch.failures)
+                raise DataError(
+                    f"{self.manifest}: a score must not leave any utterance out\n  {rows}\nRepair "
+                    "the data or remove these rows; `speechkit check --decode "
+                    f"{self.manifest}` lists all audio that cannot be read"
+                )
+            yield batch
 
 
 class SpeechData:
@@ -48,6 +67,9 @@ class SpeechData:
         Share of the training utterances that may be unreadable before training stops.
     limit : int, optional
         Keep the first so many training utterances.
+    overfit : int, optional
+        Keep the first so many training utterances, put them in the place of every other split too,
+        and leave augmentation out: a model that cannot learn these by heart has a fault.
     eval_batch_seconds : float, optional
         The budget of evaluation, by default as in training; a longer utterance is alone.
     seed : int
@@ -89,17 +111,19 @@ class SpeechData:
         max_batch_size: int | None = None,
         max_bad_share: float = 0.01,
         limit: int | None = None,
+        overfit: int | None = None,
         eval_batch_seconds: float | None = None,
         seed: int = 0,
     ) -> None:
         self.transforms = list(transforms)
-        self.augment = list(augment)
+        self.augment = list(augment) if overfit is None else []
         self.max_batch_seconds = max_batch_seconds
         self.max_utterance_seconds = max_utterance_seconds
         self.num_workers = num_workers
         self.max_batch_size = max_batch_size
         self.max_bad_share = max_bad_share
-        self.limit = limit
+        self.limit = limit if overfit is None else overfit
+        self.overfit = overfit
         self.eval_batch_seconds = eval_batch_seconds or max_batch_seconds
         self.seed = seed
         self.paths = _split_paths(train, valid, test or {})
@@ -108,6 +132,8 @@ class SpeechData:
         self._train: list[Utterance] = []
         if "train" in self.paths:
             self._train = self._select_train(self.utterances["train"])
+        if overfit is not None:
+            self.utterances = dict.fromkeys(self.paths, self._train)
         self.sampler = BucketBatchSampler(
             [utterance.duration for utterance in self._train],
             max_batch_seconds=max_batch_seconds,
@@ -207,9 +233,13 @@ class SpeechData:
             shuffle=False,
             long_alone=True,
         )
-        dataset = SpeechDataset(utterances, transforms=self.transforms, seed=self.seed)
+        dataset = SpeechDataset(
+            utterances, transforms=self.transforms, seed=self.seed, skip_bad=True
+        )
         batches = shard(sampler.batches(0), rank, world_size, even=False)
-        return self._loader(dataset, batches, 0, pin_memory)
+        loader = self._loader(dataset, batches, 0, pin_memory, _WholeLoader)
+        loader.manifest = self.paths[split]
+        return loader
 
     def note_failures(self, failures: Iterable[Failure]) -> None:
         """Log the unreadable utterances of a training batch, and stop where they are too many.
@@ -266,14 +296,19 @@ class SpeechData:
         return utterances
 
     def _loader(
-        self, dataset: SpeechDataset, batches: list[list[int]], epoch: int, pin_memory: bool
-    ) -> DataLoader[Batch]:
+        self,
+        dataset: SpeechDataset,
+        batches: list[list[int]],
+        epoch: int,
+        pin_memory: bool,
+        kind: type[L] = DataLoader,  # type: ignore[assignment]
+    ) -> L:
         keys: Keys = [[(epoch, index) for index in batch] for batch in batches]
         # Its own generator: the loader draws its workers' seeds here, not from the global one.
         generator = torch.Generator()
         generator.manual_seed(item_seed(self.seed, epoch, "speechkit/workers"))
         options: dict[str, Any] = {"prefetch_factor": _PREFETCH} if self.num_workers else {}
-        return DataLoader(
+        return kind(
             dataset,  # type: ignore[arg-type]
             batch_sampler=keys,
             collate_fn=Collate(epoch=epoch, prefetch_factor=_PREFETCH),
@@ -282,6 +317,13 @@ class SpeechData:
             pin_memory=pin_memory,
             **options,
         )
+
+
+def in_groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yield lists of ``size`` batches, those that make one update; the last may be shorter."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
 def _split_paths(

@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAX_SHOWN = 20
+from speechkit.data.errors import DataError, listing
+from speechkit.files import atomic_file
+
 # Fields beside "audio" whose values are paths (or lists of them), kept relative in the file too.
 PATH_FIELDS = ("sources",)
 _REQUIRED = ("id", "audio", "duration", "sample_rate")
 _KNOWN = ("id", "audio", "start", "duration", "sample_rate", "text", "speaker")
-
-
-class DataError(ValueError):
-    """The user's data is at fault: the message says what, where and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,21 +151,14 @@ def write_manifest(path: str | os.PathLike[str], utterances: Iterable[Utterance]
     '{"id": "a", "audio": "wav/a.wav", "start": 0.0, "duration": 1.0, "sample_rate": 16000}\n'
     """
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            for utterance in utterances:
-                if utterance.id in seen:
-                    raise DataError(f"{path}: id {utterance.id!r} twice; ids must be unique")
-                seen.add(utterance.id)
-                file.write(json.dumps(_to_row(utterance, path.parent), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        for utterance in utterances:
+            if utterance.id in seen:
+                raise DataError(f"{path}: id {utterance.id!r} twice; ids must be unique")
+            seen.add(utterance.id)
+            row = json.dumps(_to_row(utterance, path.parent), ensure_ascii=False)
+            file.write(f"{row}\n".encode())
 
 
 def check_manifest(
@@ -335,9 +326,6 @@ def _audio_problem(utterance: Utterance, *, read_samples: bool) -> str | None:
 
 
 def _listing(path: str | os.PathLike[str], problems: list[Problem]) -> str:
-    lines = [f"{path}: {len(problems)} bad row{'s' if len(problems) > 1 else ''}"]
-    lines += [f"  {problem}" for problem in problems[:MAX_SHOWN]]
-    if len(problems) > MAX_SHOWN:
-        lines.append(f"  ... and {len(problems) - MAX_SHOWN} more")
-    lines.append(f"Correct these rows; `speechkit check {path}` lists all that is wrong.")
-    return "\n".join(lines)
+    head = f"{path}: {len(problems)} bad row{'s' if len(problems) > 1 else ''}"
+    advice = f"Correct these rows; `speechkit check {path}` lists all that is wrong."
+    return listing(head, problems, advice)

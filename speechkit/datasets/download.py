@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -13,6 +12,8 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+
+from speechkit.files import file_digest
 
 _BLOCK = 1 << 20
 
@@ -70,21 +71,21 @@ def fetch(
     path = Path(path)
     algorithm, digest = _parse_checksum(checksum)
     if path.is_file():
-        if digest is None or _file_digest(path, algorithm) == digest:
+        if digest is None or file_digest(path, algorithm) == digest:
             return path
         raise DownloadError(
-            f"{path} is there, but its {algorithm} is {_file_digest(path, algorithm)} and not "
+            f"{path} is there, but its {algorithm} is {file_digest(path, algorithm)} and not "
             f"{digest}: remove it to fetch {url} again"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     resumed = part.is_file() and part.stat().st_size > 0
     _fetch_part(url, part, num_retries, wait_seconds, timeout_seconds)
-    if digest is not None and _file_digest(part, algorithm) != digest and resumed:
+    if digest is not None and file_digest(part, algorithm) != digest and resumed:
         # The first piece may be of an older file: one try from the start.
         part.unlink()
         _fetch_part(url, part, num_retries, wait_seconds, timeout_seconds)
-    if digest is not None and (found := _file_digest(part, algorithm)) != digest:
+    if digest is not None and (found := file_digest(part, algorithm)) != digest:
         part.unlink()
         raise DownloadError(
             f"{url}: the {algorithm} is {found} and not {digest}; the file was removed. The server "
@@ -102,14 +103,6 @@ def _parse_checksum(checksum: str | None) -> tuple[str, str | None]:
     if len(digest) != lengths.get(algorithm):
         raise ValueError(f"checksum must be 'md5:<32 hex>' or 'sha256:<64 hex>', got {checksum!r}")
     return algorithm, digest.lower()
-
-
-def _file_digest(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fetch_part(

@@ -21,6 +21,7 @@ import torch
 from speechkit.data.audio import audio_info, read_audio, write_audio
 from speechkit.data.manifest import DataError, Utterance
 from speechkit.datasets import preparation
+from speechkit.files import replace_folder
 
 SAMPLE_RATE = 8000
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
@@ -270,7 +271,7 @@ def prepare(
             with preparation.one_thread():
                 rows[split] = _write_strings(partial / split, audio / split, strings, key)
         preparation.write_stamp(partial / _STAMP, settings)
-        preparation.replace_folder(partial, audio)
+        replace_folder(partial, audio)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     preparation.write_manifests(stamp, settings, manifests, rows)

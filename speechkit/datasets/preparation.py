@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +16,9 @@ from typing import Any
 
 import torch
 
-from speechkit.data.manifest import MAX_SHOWN, DataError, Utterance, write_manifest
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+from speechkit.data.errors import DataError, listing
+from speechkit.data.manifest import Utterance, write_manifest
+from speechkit.files import atomic_write, file_digest
 
 
 def listing_sha256(root: Path, files: Iterable[Path]) -> str:
@@ -65,10 +56,8 @@ def write_stamp(path: Path, settings: Mapping[str, Any], outputs: Iterable[Path]
     outputs : iterable of Path
         Files in the stamp's folder or below it, whose SHA-256 is recorded.
     """
-    rows = {out.relative_to(path.parent).as_posix(): file_sha256(out) for out in outputs}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps({"settings": settings, "outputs": rows}, indent=1) + "\n")
-    partial.replace(path)
+    rows = {out.relative_to(path.parent).as_posix(): file_digest(out) for out in outputs}
+    atomic_write(path, json.dumps({"settings": settings, "outputs": rows}, indent=1) + "\n")
 
 
 def is_current(path: Path, settings: Mapping[str, Any]) -> bool:
@@ -94,7 +83,7 @@ def is_current(path: Path, settings: Mapping[str, Any]) -> bool:
     if not isinstance(stamp, dict) or stamp.get("settings") != json.loads(json.dumps(settings)):
         return False
     files = {path.parent / name: sha for name, sha in stamp.get("outputs", {}).items()}
-    return all(out.is_file() and file_sha256(out) == sha for out, sha in files.items())
+    return all(out.is_file() and file_digest(out) == sha for out, sha in files.items())
 
 
 def check_replaceable(folder: Path, stamp_name: str) -> None:
@@ -114,24 +103,11 @@ def check_replaceable(folder: Path, stamp_name: str) -> None:
         )
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Put the finished folder `new` in the place of `folder`, which may exist."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)  # leftovers of a replaced folder hurt nobody
-
-
 def raise_problems(where: Path, problems: Sequence[str], advice: str) -> None:
     """Raise one DataError that lists all problems (the first 20 in full), if there are any."""
-    if not problems:
-        return
-    shown = [f"  {problem}" for problem in problems[:MAX_SHOWN]]
-    if len(problems) > MAX_SHOWN:
-        shown.append(f"  ... and {len(problems) - MAX_SHOWN} more")
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    raise DataError("\n".join([f"{where}: {count}", *shown, advice]))
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise DataError(listing(f"{where}: {count}", problems, advice))
 
 
 def write_manifests(

@@ -20,6 +20,7 @@ import torch
 
 from speechkit.data.audio import resample, write_audio
 from speechkit.datasets import espeak, librispeech, preparation
+from speechkit.files import replace_folder
 
 SAMPLE_RATE = 16000
 STAMP_NAME = "toy_corpus.json"
@@ -28,7 +29,7 @@ _CHAPTER_SIZE = 50  # utterances a chapter
 
 
 class Voice(NamedTuple):
-    """A synthetic reader: an accent with a variant, at a pitch (0-99) and a rate (words/min)."""
+    """A synthetic reader: a voice with a variant, at a pitch (0-99) and a rate (words/min)."""
 
     reader: int
     subset: str
@@ -39,32 +40,32 @@ class Voice(NamedTuple):
 
 
 VOICES = (
-    Voice(101, "train", "M", "en-us+m1", 45, 150),
-    Voice(102, "train", "F", "en-us+f1", 50, 155),
-    Voice(103, "train", "M", "en+m2", 40, 145),
-    Voice(104, "train", "F", "en+f3", 55, 160),
-    Voice(105, "train", "M", "en-gb-scotland+m4", 50, 155),
-    Voice(106, "train", "F", "en-gb-x-rp+f4", 45, 145),
-    Voice(107, "train", "M", "en-us+m7", 55, 165),
-    Voice(108, "train", "M", "en-gb-x-rp+m3", 35, 150),
-    Voice(109, "train", "F", "en-us+f2", 60, 150),
-    Voice(110, "train", "F", "en-us-nyc+f1", 40, 165),
-    Voice(201, "dev", "M", "en-us+m6", 50, 150),
-    Voice(202, "dev", "F", "en+f2", 50, 155),
-    Voice(301, "test", "M", "en-us+m3", 48, 155),
-    Voice(302, "test", "F", "en-gb-x-rp+f3", 52, 150),
+    Voice(101, "train", "M", "en-us+m1", 45, 135),
+    Voice(102, "train", "F", "en-us+f1", 50, 140),
+    Voice(103, "train", "M", "en-us+m2", 40, 130),
+    Voice(104, "train", "F", "en-us+f2", 60, 145),
+    Voice(105, "train", "M", "en-us+m4", 50, 140),
+    Voice(106, "train", "F", "en-us+f4", 45, 130),
+    Voice(107, "train", "M", "en-us+m7", 55, 150),
+    Voice(108, "train", "M", "en-us+m5", 35, 135),
+    Voice(109, "train", "F", "en-us+f5", 55, 135),
+    Voice(110, "train", "F", "en-us+belinda", 45, 145),
+    Voice(201, "dev", "M", "en-us+m6", 50, 135),
+    Voice(202, "dev", "F", "en-us+linda", 50, 140),
+    Voice(301, "test", "M", "en-us+m3", 48, 140),
+    Voice(302, "test", "F", "en-us+f3", 52, 135),
 )
 
 # Words are chosen to sound different: no "for" beside "four", no "fourteen" beside "forty".
 _VOCABULARY = {
-    "name": "alice robert maria thomas victoria oliver sophia william julia edward martin hannah "
-    "gregory isabel peter susan",
+    "name": "alice robert maria thomas victoria oliver sophia daniel julia edward martin laura "
+    "simon isabel peter susan",
     "digit": "zero one two three four five six seven eight nine",
     "small": "ten eleven twelve",
     "tens": "twenty thirty forty fifty sixty eighty ninety",
     "room": "kitchen bedroom garage office garden bathroom",
     "device": "lamp heater radio television computer fan",
-    "colour": "red green blue yellow orange purple",
+    "colour": "red green blue silver orange purple",
     "object": "door window box bottle basket umbrella",
     "things": "messages letters flowers apples pictures",
     "way": "left right forward back",
@@ -324,7 +325,7 @@ def make_toy_corpus(
             seconds = _speak(partial, lines, seed)
         _write_texts(partial, lines, seconds)
         preparation.write_stamp(partial / STAMP_NAME, settings, partial.glob("*/*/*/*.txt"))
-        preparation.replace_folder(partial, root)
+        replace_folder(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root

@@ -33,15 +33,6 @@ class Alignment(NamedTuple):
     score: float
 
 
-class WordSpan(NamedTuple):
-    """A word with its frames ``[start, end)`` and the mean score of its tokens."""
-
-    text: str
-    start: int
-    end: int
-    score: float
-
-
 def forced_align(
     log_probs: Tensor,
     lengths: Tensor,
@@ -154,58 +145,3 @@ def _align_item(log_probs: Tensor, labels: Tensor, blank: int, name: str) -> Ali
         previous = label
     scores = [sum(probs[a:b]) / (b - a) for a, b in zip(starts, ends)]
     return Alignment(labels.tolist(), starts, ends, scores, score)
-
-
-def group_words(
-    pieces: Sequence[str], starts: Sequence[int], ends: Sequence[int], scores: Sequence[float]
-) -> list[WordSpan]:
-    """Join tokens to words, with their times.
-
-    Works on an :class:`Alignment` and on a decoder's hypothesis alike.
-
-    Parameters
-    ----------
-    pieces : sequence of str
-        The text of each token. A space (character tokenizers) or ``▁`` (SentencePiece) begins a
-        new word, wherever it stands in the piece.
-    starts, ends : sequence of int
-        Frames ``[start, end)`` of each token.
-    scores : sequence of float
-        One for each token.
-
-    Returns
-    -------
-    list of WordSpan
-        From the first to the last token that gives the word a letter; a boundary alone has no part
-        in times and scores.
-
-    Raises
-    ------
-    ValueError
-        Where the four differ in length.
-
-    Examples
-    --------
-    >>> [tuple(word) for word in group_words(["▁he", "y", "▁", "you"], [0, 2, 5, 6], [1, 3, 6, 9],
-    ...                                      [1.0, 0.5, 0.1, 0.9])]
-    [('hey', 0, 3, 0.75), ('you', 6, 9, 0.9)]
-    """
-    if not len(pieces) == len(starts) == len(ends) == len(scores):
-        raise ValueError(
-            "pieces, starts, ends and scores differ in length: "
-            f"{len(pieces)}, {len(starts)}, {len(ends)}, {len(scores)}"
-        )
-    words: list[list[tuple[str, int]]] = [[]]  # for each word: its (letters, token index)
-    for index, piece in enumerate(pieces):
-        for number, part in enumerate(piece.replace("▁", " ").split(" ")):
-            if number:
-                words.append([])
-            if part:
-                words[-1].append((part, index))
-    spans = []
-    for word in filter(None, words):
-        tokens = [index for _, index in word]
-        text = "".join(part for part, _ in word)
-        mean = sum(scores[i] for i in tokens) / len(tokens)
-        spans.append(WordSpan(text, starts[tokens[0]], ends[tokens[-1]], mean))
-    return spans

@@ -67,7 +67,46 @@ def greedy(log_probs: Tensor, lengths: Tensor, *, blank: int = 0) -> list[Hypoth
     >>> best.tokens, best.frames, best.ends, round(best.confidences[0], 4)
     ([1, 2], [0, 2], [2, 3], 0.8)
     """
-    return [_greedy_item(item, blank) for item in _items(log_probs, lengths, blank)]
+    return [
+        greedy_path(item.argmax(axis=1), item.max(axis=1, initial=-np.inf), blank=blank)
+        for item in _items(log_probs, lengths, blank)
+    ]
+
+
+def greedy_path(labels: np.ndarray, log_probs: np.ndarray, *, blank: int = 0) -> Hypothesis:
+    """Collapse the best label of every frame, for those who kept no more of the posteriors.
+
+    Parameters
+    ----------
+    labels : array
+        Shape ``(T,)``, the best label of each frame.
+    log_probs : array
+        Shape ``(T,)``, its log-probability.
+    blank : int
+        Index of the blank.
+
+    Returns
+    -------
+    Hypothesis
+        As `greedy` gives it.
+
+    Examples
+    --------
+    >>> best = greedy_path(np.array([0, 1, 1, 2]), np.log([0.9, 0.5, 0.8, 0.7]))
+    >>> best.tokens, best.frames, best.ends, [round(c, 4) for c in best.confidences]
+    ([1, 2], [1, 3], [3, 4], [0.8, 0.7])
+    """
+    starts = np.flatnonzero(np.diff(labels, prepend=-1))
+    spoken = labels[starts] != blank
+    ends = np.append(starts[1:], len(labels))[spoken]
+    peaks = np.maximum.reduceat(log_probs, starts)[spoken] if len(starts) else log_probs
+    return Hypothesis(
+        labels[starts][spoken].tolist(),
+        float(log_probs.astype(np.float64).sum()),
+        starts[spoken].tolist(),
+        ends.tolist(),
+        np.minimum(np.exp(peaks.astype(np.float64)), 1.0).tolist(),
+    )
 
 
 class PrefixBeamSearch:
@@ -189,14 +228,6 @@ class PrefixBeamSearch:
                 for one in found
             ])  # fmt: skip
         return results
-
-
-def _greedy_item(log_probs: np.ndarray, blank: int) -> Hypothesis:
-    path = log_probs.argmax(axis=1)
-    best = log_probs[np.arange(len(path)), path].astype(np.float64)
-    starts = np.flatnonzero(np.diff(path, prepend=-1))
-    frames = starts[path[starts] != blank]
-    return _hypothesis(log_probs, path[frames], frames, float(best.sum()), blank)
 
 
 def _hypothesis(

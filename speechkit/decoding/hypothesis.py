@@ -21,7 +21,7 @@ class Hypothesis(NamedTuple):
         the token is at least as probable as the blank (at least ``frame + 1``).
     confidences : list of float
         In [0, 1] for each token: its highest posterior probability from its frame up to the next
-        token's.
+        token's (greedy: while it is the likeliest).
 
     Examples
     --------

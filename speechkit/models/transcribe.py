@@ -18,20 +18,20 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from speechkit.decoding.ctc import greedy_path
 from speechkit.decoding.hypothesis import Hypothesis
+from speechkit.decoding.words import split_words
 
 AudioSource: TypeAlias = "str | os.PathLike[str] | Tensor"
 SILENCE_DBFS = -70.0
 """A window with no 25 ms louder than this (RMS, re full scale) is silence: it has no words."""
 
-BLANK = 0
-_WORD_MARK = "\u2581"  # SentencePiece's "a word begins here"
 _BLOCK_SECONDS = 10.0
 
 
@@ -80,13 +80,6 @@ class Transcript(NamedTuple):
         """Return plain values, ready for JSON."""
         words = [word._asdict() for word in self.words]
         return {"text": self.text, "words": words, "duration": self.duration}
-
-
-class _Token(NamedTuple):
-    id: int
-    first: int  # frame of the recording
-    end: int  # the frame after its last
-    log_prob: float
 
 
 class _Plan(NamedTuple):
@@ -246,6 +239,7 @@ class _Joiner:
         self.plan = plan
         self.tokenizer = tokenizer
         self.decoder = decoder
+        self._pieces = list(tokenizer.pieces)
         self.num_samples = 0
         self.words: list[Word] = []
         self._first = 0
@@ -280,55 +274,23 @@ class _Joiner:
         self._kept = []
         if not parts or not len(parts[0]):
             return
-        tokens = _greedy(*parts) if self.decoder is None else _decode(self.decoder, parts[0])
+        if self.decoder is None:
+            found = greedy_path(*(part.numpy() for part in parts))
+        else:
+            found = _best(self.decoder(parts[0][None], torch.tensor([len(parts[0])]))[0])
         seconds = self.plan.stride / self.plan.sample_rate
-        for group in _group(tokens, self.tokenizer):
-            text = self.tokenizer.decode([token.id for token in group]).strip()
+        for word in split_words([self._pieces[token] for token in found.tokens]):
+            text = self.tokenizer.decode([found.tokens[i] for i in word]).strip()
             if text:
-                start = (self._first + group[0].first) * seconds
-                end = (self._first + group[-1].end) * seconds
-                confidence = math.exp(sum(token.log_prob for token in group) / len(group))
-                self.words.append(Word(text, start, end, min(confidence, 1.0)))
+                start = (self._first + found.frames[word[0]]) * seconds
+                end = (self._first + found.ends[word[-1]]) * seconds
+                logs = [math.log(max(found.confidences[i], 1e-9)) for i in word]
+                self.words.append(Word(text, start, end, math.exp(sum(logs) / len(logs))))
 
 
-def _greedy(ids: Tensor, log_probs: Tensor) -> list[_Token]:
-    """Collapse the likeliest token of each frame: repeats are one, blanks are none."""
-    unique, counts = torch.unique_consecutive(ids, return_counts=True)
-    ends = counts.cumsum(0).tolist()
-    tokens = []
-    for token, count, end in zip(unique.tolist(), counts.tolist(), ends):
-        if token != BLANK:
-            peak = float(log_probs[end - count : end].max())
-            tokens.append(_Token(token, end - count, end, peak))
-    return tokens
-
-
-def _decode(decoder: Callable[..., Sequence[Any]], log_probs: Tensor) -> list[_Token]:
-    best = decoder(log_probs.unsqueeze(0), torch.tensor([len(log_probs)]))[0]
-    if not isinstance(best, Hypothesis):  # an n-best list
-        best = best[0]
-    return [
-        _Token(token, first, end, math.log(max(confidence, 1e-9)))
-        for token, first, end, confidence in zip(
-            best.tokens, best.frames, best.ends, best.confidences
-        )
-    ]
-
-
-def _group(tokens: Iterable[_Token], tokenizer: Any) -> Iterator[list[_Token]]:
-    """Part tokens into words, at spaces and where SentencePiece marks a beginning."""
-    pieces = list(tokenizer.pieces)
-    word: list[_Token] = []
-    for token in tokens:
-        piece = pieces[token.id]
-        alone = piece in (" ", _WORD_MARK)
-        if word and (alone or piece.startswith((" ", _WORD_MARK))):
-            yield word
-            word = []
-        if not alone:
-            word.append(token)
-    if word:
-        yield word
+def _best(found: Any) -> Hypothesis:
+    """Take a decoder's result for one item: a hypothesis, or a list of them, best first."""
+    return found if isinstance(found, Hypothesis) else found[0]
 
 
 def _samples_per_frame(num_frames: Callable[[Tensor], Tensor]) -> int:

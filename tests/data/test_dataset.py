@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -284,3 +286,24 @@ def test_a_batch_of_failures_only(corpus, workers):
     batches = list(make(corpus, num_workers=workers).train_loader(0))
     assert [len(batch) for batch in batches] == [0] * len(batches)
     assert sum(len(batch.failures) for batch in batches) == 40
+
+
+def test_overfit_puts_the_same_utterances_in_every_split(tmp_path: Path) -> None:
+    for name, count in (("train", 30), ("valid", 5), ("test", 7)):
+        rows = [Utterance(f"{name}{n}", "-", 2.0, 16000) for n in range(count)]
+        write_manifest(tmp_path / f"{name}.jsonl", rows)
+
+    def plain(item: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        return {"id": item["id"], "x": torch.zeros(3)}
+
+    def augment(item: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        raise AssertionError("what is learned by heart is not augmented")
+
+    data = SpeechData(
+        train=tmp_path / "train.jsonl", valid=tmp_path / "valid.jsonl",
+        test={"test": tmp_path / "test.jsonl"}, transforms=[plain], augment=[augment],
+        max_batch_seconds=8.0, overfit=10,
+    )  # fmt: skip
+    wanted = [f"train{n}" for n in range(10)]
+    for loader in (data.train_loader(0), data.eval_loader("valid"), data.eval_loader("test")):
+        assert sorted(i for batch in loader for i in batch.ids) == sorted(wanted)

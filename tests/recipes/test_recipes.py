@@ -41,7 +41,8 @@ SMALL: dict[str, list[str]] = {
         *LIBRISPEECH,
         "--model.encoder.layers.0.channels", "[4, 4]", "--model.encoder.layers.0.output_size", "16",
         "--model.encoder.layers.1.input_size", "16", "--model.encoder.layers.1.embed_dim", "16",
-        "--model.encoder.layers.1.feedforward_size", "16", "--model.encoder.layers.1.num_layers", "2",
+        "--model.encoder.layers.1.feedforward_size", "16",
+        "--model.encoder.layers.1.num_layers", "2",
     ],
 }  # fmt: skip
 

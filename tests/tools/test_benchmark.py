@@ -47,10 +47,10 @@ TINY: dict[str, Any] = {
     "import": imports.Sizes(
         peer="decimal", cases=(("json", "import math", "import json", "import decimal", None),)
     ),
-    "features": features.Sizes(batches=(("log-mel", 2, 0.2),)),
+    "features": features.Sizes(batches=(("log-mel", 2, 0.2, 1),)),
     "data": data.Sizes(files=6, seconds=0.1, batch_seconds=0.4, workers=(0,)),
     "ctc_search": ctc_search.Sizes(
-        frames=12, vocabularies=(5,), beams=(3,), kinds=("flat", "peaked")
+        frames=12, vocabularies=(5,), beams=(3,), kinds=("flat", "soft", "peaked")
     ),
     "conformer": conformer.Sizes(
         items=2, frames=60, tokens=7, embed_dim=8, heads=2, layers=1, feedforward=8, kernel=3,
@@ -64,6 +64,7 @@ AREAS = dict(zip(TINY, (imports, features, data, ctc_search, conformer, wer)))
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the cases are tiny: threads would only wait for each other
     yield
     torch.set_num_threads(threads)
 
@@ -106,7 +107,8 @@ def test_absent_peers_are_rows_with_nulls(tmp_path: Path, capsys: Any) -> None:
     assert len({(one["area"], one["case"], one["peer"]) for one in rows}) == len(rows)
     for one in rows:
         assert list(one) == FIELDS
-        assert one["ours_s"] is one["peer_s"] is one["ratio"] is one["peer_peak_mib"] is None
+        assert one["peer_s"] is one["ratio"] is one["peer_peak_mib"] is None
+        assert one["ours_s"] > 0
         assert one["threads"] == 1
         assert one["device"].startswith("cpu")
     printed = capsys.readouterr().out
@@ -154,6 +156,10 @@ def test_a_wrong_result_fails_and_is_told(monkeypatch: pytest.MonkeyPatch, capsy
     assert "FAILED: wer, c: the rates differ" in capsys.readouterr().out
 
 
+def expected(cells: str) -> list[str]:
+    return f"wer c p {cells}".split()
+
+
 def test_the_table_shows_targets_and_whether_they_are_met() -> None:
     target = measure.Target(ratio=2.0)
     found = [
@@ -163,11 +169,11 @@ def test_the_table_shows_targets_and_whether_they_are_met() -> None:
         measure.Measurement(row(ours_s=0.1), measure.Target(seconds=0.15)),
     ]
     lines = tool.table(found).splitlines()
-    assert lines[2].split() == "wer c p 1.00 s 3.00 s 3.00 ratio >= 2 met".split()
-    assert lines[3].split() == "wer c p 2.0 ms 3.00 s 1.50 ratio >= 2 MISSED 12".split()
+    assert lines[2].split() == expected("1.00 s 3.00 s 3.00 ratio >= 2 met")
+    assert lines[3].split() == expected("2.0 ms 3.00 s 1.50 ratio >= 2 MISSED 12")
     assert "met" not in lines[4]
     assert "MISSED" not in lines[4]
-    assert lines[5].split()[-6:] == ["ours", "<=", "0.15", "s", "met"][-6:] or "met" in lines[5]
+    assert lines[5].split()[-5:] == ["ours", "<=", "0.15", "s", "met"]
     assert "cpu, torch threads: 1" in lines
 
 
@@ -179,15 +185,14 @@ def test_pairs_alternate_after_a_warm_up() -> None:
     contest = measure.Contest("a", "c", "p", lambda: calls.append("A"), lambda: calls.append("B"))
     found = bench(repeats=3).compare(contest, peaks=(1.0, 2.0), on_cpu=True)
     assert "".join(calls) == "AB" * 4
-    assert found.row.ours_peak_mib, found.row.peer_peak_mib == (1.0, 2.0)
+    assert (found.row.ours_peak_mib, found.row.peer_peak_mib) == (1.0, 2.0)
 
 
 def test_the_ratio_is_the_median_of_paired_ratios() -> None:
-    ours, theirs = iter([0.0, 1.0, 10.0, 2.0]), iter([0.0, 4.0, 10.0, 6.0])
-    # Ratios 4, 1 and 3; the ratio of the medians would be 6 / 2 = 3 as well, so check a case apart:
-    assert measure.paired(ours.__next__, theirs.__next__, 3) == (2.0, 6.0, 3.0)
+    # Ratios 4, 1 and 1; that of the medians would be 2.
     ours, theirs = iter([0.0, 1.0, 2.0, 4.0]), iter([0.0, 4.0, 2.0, 4.0])
     assert measure.paired(ours.__next__, theirs.__next__, 3) == (2.0, 4.0, 1.0)
+    assert measure.paired(iter([0.0, 3.0, 1.0, 2.0]).__next__, None, 3) == (2.0, None, None)
 
 
 def test_a_broken_peer_is_not_an_absent_one(
@@ -261,7 +266,7 @@ def test_disagreeing_lists_are_found(theirs: list[tuple[str, float]], message: s
 def test_the_conformer_learns_its_batch() -> None:
     model = conformer.build_ours(TINY["conformer"])
     step = conformer.trainer(model, TINY["conformer"], torch.device("cpu"))
-    losses = [step() for _ in range(40)]
+    losses = [step() for _ in range(10)]
     assert losses[-1] < losses[0]
 
 

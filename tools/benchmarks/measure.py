@@ -31,8 +31,10 @@ class Row(NamedTuple):
     ----------
     area, case, peer : str
         What was measured, and against whom.
-    ours_s, peer_s : float, optional
-        Median seconds of one run.
+    ours_s : float
+        Median seconds of one run of ours.
+    peer_s : float, optional
+        The same of the peer.
     ratio : float, optional
         Peer's time over ours, the median over pairs of runs; above 1 we are faster.
     ours_peak_mib, peer_peak_mib : float, optional
@@ -48,7 +50,7 @@ class Row(NamedTuple):
     area: str
     case: str
     peer: str
-    ours_s: float | None
+    ours_s: float
     peer_s: float | None
     ratio: float | None
     ours_peak_mib: float | None
@@ -76,7 +78,7 @@ class Target(NamedTuple):
         """Return whether a row reaches it; None where it was not measured."""
         if self.ratio is not None:
             return None if row.ratio is None else row.ratio >= self.ratio
-        return None if row.ours_s is None else row.ours_s <= (self.seconds or 0.0)
+        return None if self.seconds is None else row.ours_s <= self.seconds
 
 
 class Measurement(NamedTuple):
@@ -113,6 +115,9 @@ class Contest(NamedTuple):
         The peer's; None where it is not installed.
     target : Target, optional
         What the row should reach.
+    calls : int
+        Calls in a run, so that a run of something short is not lost in the clock's noise; the
+        seconds are those of one call.
     """
 
     area: str
@@ -121,6 +126,7 @@ class Contest(NamedTuple):
     ours: Callable[[], object]
     theirs: Callable[[], object] | None
     target: Target | None = None
+    calls: int = 1
 
 
 class Bench:
@@ -153,8 +159,8 @@ class Bench:
         says that the work is done on the CPU whatever the device.
         """
         device = torch.device("cpu") if on_cpu else self.device
-        ours = clock(contest.ours, device)
-        theirs = None if contest.theirs is None else clock(contest.theirs, device)
+        ours = clock(contest.ours, device, contest.calls)
+        theirs = contest.theirs and clock(contest.theirs, device, contest.calls)
         return self.compare_timed(
             contest, ours, theirs, peaks=peaks, note=note, failed=failed, on_cpu=on_cpu
         )
@@ -190,13 +196,13 @@ class Bench:
 
 def paired(
     ours: Timed, theirs: Timed | None, repeats: int
-) -> tuple[float | None, float | None, float | None]:
+) -> tuple[float, float | None, float | None]:
     """Run in turn, after a warm-up of each.
 
     Parameters
     ----------
     ours, theirs : callable
-        Do the work and return the seconds it took; without ``theirs`` nothing is run.
+        Do the work and return the seconds it took; without ``theirs`` ours is run alone.
     repeats : int
         Number of pairs.
 
@@ -204,30 +210,30 @@ def paired(
     -------
     tuple
         Median seconds of ours and of theirs, and the median of the pairs' ratios theirs / ours;
-        or three None.
+        None where there is no peer.
 
     Examples
     --------
     >>> paired(iter([9.0, 1.0, 2.0, 4.0]).__next__, iter([9.0, 3.0, 4.0, 4.0]).__next__, 3)
     (2.0, 4.0, 2.0)
     """
-    if theirs is None:
-        return None, None, None
     ours()
-    theirs()
-    pairs = []
+    if theirs is not None:
+        theirs()
+    gc.collect()
+    mine, yours = [], []
     for _ in range(repeats):
-        gc.collect()
-        pairs.append((ours(), theirs()))
-    return (
-        statistics.median(mine for mine, _ in pairs),
-        statistics.median(yours for _, yours in pairs),
-        statistics.median(yours / mine for mine, yours in pairs),
-    )
+        mine.append(ours())
+        if theirs is not None:
+            yours.append(theirs())
+    if not yours:
+        return statistics.median(mine), None, None
+    ratios = [b / a for a, b in zip(mine, yours)]
+    return statistics.median(mine), statistics.median(yours), statistics.median(ratios)
 
 
-def clock(function: Callable[[], object], device: torch.device) -> Timed:
-    """Return a function that runs ``function`` once, to its end on a GPU, and gives its seconds."""
+def clock(function: Callable[[], object], device: torch.device, calls: int = 1) -> Timed:
+    """Return a function that gives the seconds of one of ``calls`` calls, to their end on a GPU."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -236,11 +242,10 @@ def clock(function: Callable[[], object], device: torch.device) -> Timed:
     def timed() -> float:
         wait()
         begin = time.perf_counter()
-        result = function()
+        for _ in range(calls):
+            function()
         wait()
-        seconds = time.perf_counter() - begin
-        del result  # freeing it is not part of the work
-        return seconds
+        return (time.perf_counter() - begin) / calls
 
     return timed
 
@@ -258,11 +263,13 @@ def peer(module: str) -> ModuleType | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return importlib.import_module(module)
+            found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == top:
             return None
         raise  # it is there but broken: hiding that would look like an absent peer
+    logging.getLogger(module).setLevel(logging.ERROR)  # SpeechBrain gives each module a level
+    return found
 
 
 def child(arguments: Sequence[str]) -> str:

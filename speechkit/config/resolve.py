@@ -12,8 +12,7 @@ from hyperpyyaml.core import parse_arithmetic
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
 
-from speechkit.yaml_targets import check_call, nearest
-from speechkit.yaml_tree import (
+from speechkit.config.document import (
     OBJECT_TAGS,
     TAGS,
     Document,
@@ -22,6 +21,8 @@ from speechkit.yaml_tree import (
     parse_reference,
     tag_of,
 )
+from speechkit.config.targets import check_call
+from speechkit.names import nearest
 
 _FINDER = re.compile(r"<([^<>]*)>")
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from speechkit.yaml_resolve import plain
-from speechkit.yaml_targets import nearest
-from speechkit.yaml_tree import Document, HparamsError, tag_of
+from speechkit.config.document import Document, HparamsError, tag_of
+from speechkit.config.resolve import plain
+from speechkit.names import nearest
 
 
 def parse_command_line(

@@ -6,9 +6,7 @@ a class and its arguments can be read off an object and the object be built agai
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +15,8 @@ from typing import Any
 from torch import nn
 
 import speechkit
-from speechkit import safety
-from speechkit.safety import PretrainedError
+from speechkit.model_folder import safety
+from speechkit.model_folder.safety import PretrainedError
 
 _RESERVED = frozenset({"class", "args", "file", "sha256", "tuple", "float"})
 
@@ -190,31 +188,3 @@ def _build_object(config: dict[str, Any], folder: Path | None, root: Path | None
     except Exception as error:  # whatever a constructor raises, the folder is at fault
         kind = type(error).__name__
         raise PretrainedError(f"{config['class']} cannot be built: {kind}: {error}") from error
-
-
-def fingerprint(config: Any) -> str:
-    """Hash a description, so that two objects can be compared.
-
-    Parameters
-    ----------
-    config : dict
-        What :func:`describe` gives, or the part of a ``config.json`` that stands for an object:
-        both give the same for the same object.
-
-    Examples
-    --------
-    >>> fingerprint(describe(nn.ReLU())) == fingerprint({"class": "torch.nn.ReLU", "args": {
-    ...     "inplace": False}})
-    True
-    """
-
-    def canonical(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return {"sha256": hashlib.sha256(value).hexdigest()}
-        if isinstance(value, list):
-            return [canonical(item) for item in value]
-        if isinstance(value, dict):
-            return {key: canonical(item) for key, item in value.items() if key != "file"}
-        return value
-
-    return hashlib.sha256(json.dumps(canonical(config), sort_keys=True).encode()).hexdigest()

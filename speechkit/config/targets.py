@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pydoc
-from collections.abc import Iterable
 from typing import Any
 
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest candidate, or nothing.
-
-    Examples
-    --------
-    >>> nearest("num_layers", ["seed", "model.encoder.num_layers"])
-    "; did you mean 'model.encoder.num_layers'?"
-    """
-    names = list(dict.fromkeys(candidates))
-    same_end = [other for other in names if other.split(".")[-1] == name.split(".")[-1]]
-    near = difflib.get_close_matches(name, same_end, 1, cutoff=0.0)
-    near = near or difflib.get_close_matches(name, names, 1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+from speechkit.names import nearest
 
 
 def locate(target: str) -> Any:

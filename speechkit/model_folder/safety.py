@@ -134,8 +134,8 @@ def resolve_class(name: Any) -> type:
         return getattr(nn, attribute)
     refusal = PretrainedError(
         f"class {name!r} is not allowed in a model folder: it must be a module or tokenizer of "
-        "speechkit, one of the torch.nn classes in speechkit.safety.TORCH_CLASSES, or a class "
-        "that this program has passed to speechkit.pretrained.allow"
+        "speechkit, one of the torch.nn classes in speechkit.model_folder.safety.TORCH_CLASSES, or "
+        "a class that this program has passed to speechkit.pretrained.allow"
     )
     if not _MODULE_NAME.fullmatch(module_name) or not attribute.isidentifier():
         raise refusal

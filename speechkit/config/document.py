@@ -12,7 +12,8 @@ import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.scalarfloat import ScalarFloat
 
-from speechkit.yaml_targets import nearest, parameters_of
+from speechkit.config.targets import parameters_of
+from speechkit.names import nearest
 
 OBJECT_TAGS = ("!new:", "!name:", "!apply:", "!module:")
 TAGS = (*OBJECT_TAGS, "!ref", "!copy", "!tuple", "!PLACEHOLDER")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from speechkit.safety import PretrainedError
+from speechkit.model_folder.safety import PretrainedError
+from speechkit.names import is_under, unknown_prefixes
 
 
 class Mismatch(NamedTuple):
@@ -75,10 +75,11 @@ def load_into(
     """
     own = model.state_dict()
     prefixes = [reinit] if isinstance(reinit, str) else list(reinit or ())
-    _check_prefixes(prefixes, [*own, *state])
+    for prefix, hint in unknown_prefixes(prefixes, [*own, *state]).items():
+        raise PretrainedError(f"reinit: no part of the model is called {prefix!r}{hint}")
 
     def is_fresh(name: str) -> bool:
-        return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+        return any(is_under(name, prefix) for prefix in prefixes)
 
     rows = []
     for name in [*own, *(name for name in state if name not in own)]:
@@ -111,15 +112,3 @@ def _show(tensor: Tensor | None) -> str | None:
         return None
     kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
     return f"({', '.join(str(size) for size in tensor.shape)}){kind}"
-
-
-def _check_prefixes(prefixes: Sequence[str], names: Sequence[str]) -> None:
-    known: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        known.update((".".join(parts[:end]), None) for end in range(1, len(parts) + 1))
-    for prefix in prefixes:
-        if prefix not in known:
-            near = difflib.get_close_matches(prefix, list(known), 1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {list(known)[:10]}"
-            raise PretrainedError(f"reinit: no part of the model is called {prefix!r}{hint}")

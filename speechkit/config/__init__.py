@@ -1,0 +1,1 @@
+"""Reading a recipe's YAML and command line: the parts of `speechkit.hparams`."""

@@ -1,0 +1,1 @@
+"""What a model folder may hold: the parts of `speechkit.pretrained`."""
