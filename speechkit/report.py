@@ -150,7 +150,10 @@ def learning_curves(run: Run) -> str:
         if key not in ("step", "epoch", "seconds"):
             groups.setdefault(key.rpartition("/")[2], []).append(key)
     figures = []
-    for name, keys in groups.items():
+    # What one looks for first stands first: losses, validation, then how the run went.
+    order = sorted(groups, key=lambda n: (n != "loss", all("/" not in key for key in groups[n])))
+    for name in order:
+        keys = groups[name]
         lines = {
             key.rpartition("/")[0] or key: [
                 (float(row.get("step", i)), float(row[key]))
@@ -159,11 +162,13 @@ def learning_curves(run: Run) -> str:
             ]
             for key in keys
         }
-        lines = {key: points for key, points in lines.items() if points}
+        # A flat zero (no step was skipped, say) says nothing.
+        lines = {key: points for key, points in lines.items() if any(y != 0 for _, y in points)}
         if lines:
             only = "" if len(lines) > 1 or name in lines else f"{next(iter(lines))} "
             figure = line_plot(lines, "step", f"{only}{name}")
-            figures.append(f"<div><h3>{escape(only + name)}</h3>{figure}</div>")
+            title = escape((only + name).replace("_", " "))
+            figures.append(f"<div><h3>{title}</h3>{figure}</div>")
     return f'<h2>Learning curves</h2><div class="grid">{"".join(figures)}</div>' if figures else ""
 
 
