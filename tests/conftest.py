@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(2)
+# A busy machine is no reason for a property to fail.
+settings.register_profile("speechkit", deadline=None)
+settings.load_profile("speechkit")
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +34,19 @@ def real_data() -> Path:
         if (folder / "README.md").is_file():
             return folder
     pytest.skip("no real audio: set SPEECHKIT_DATA to the folder that holds it")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_lazy_modules() -> Iterator[None]:
+    """Forget the modules that SpeechBrain would import at a touch.
+
+    hypothesis looks at every loaded module, and that import fails without optional packages.
+    """
+    yield
+    for name, module in list(sys.modules.items()):
+        lazy = {cls.__name__ for cls in type(module).__mro__} & {"LazyModule"}
+        if name.startswith("speechbrain.") and lazy:
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

@@ -33,9 +33,8 @@ def test_search_finds_the_most_probable_string_of_listed_words() -> None:
                 text = spell(list(labels))
                 if any(word not in WORDS for word in text.split(" ") if word):
                     continue
-                loss = ctc_loss(
-                    log_probs, torch.tensor([5]), torch.tensor([list(labels) or [1]]), torch.tensor([size])
-                )  # fmt: skip
+                targets = torch.tensor([list(labels) or [1]])
+                loss = ctc_loss(log_probs, torch.tensor([5]), targets, torch.tensor([size]))
                 if -float(loss) > score:
                     best, score = text, -float(loss)
         found = search(log_probs, torch.tensor([5]))[0][0]
