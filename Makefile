@@ -16,6 +16,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[toy,hub,parity,dev]"
 	touch $@
 
+# The demo's model is too small for a second thread to help.
+demo: export OMP_NUM_THREADS ?= 1
 demo: setup
 	$(BIN)/python recipes/asr/train.py recipes/asr/hparams/toy_ctc.yaml
 	@echo
