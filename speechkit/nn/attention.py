@@ -34,6 +34,28 @@ class AttentionBias(NamedTuple):
         return heads if self.blind is None else heads.masked_fill(self.blind, 0.0)
 
 
+class KeyValue(NamedTuple):
+    """What queries attend to: keys and values of each head, both ``(B, H, S, D)``."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Attended(NamedTuple):
+    """What attention gives.
+
+    Attributes
+    ----------
+    output : Tensor
+        Shape ``(B, T, embed_dim)``.
+    weights : Tensor or None
+        Shape ``(B, H, T, S)``, before dropout; None where they were not asked for.
+    """
+
+    output: Tensor
+    weights: Tensor | None
+
+
 def attention_bias(
     lengths: Tensor | None, num_keys: int, attn_mask: Tensor | None, dtype: torch.dtype
 ) -> AttentionBias:
@@ -152,22 +174,52 @@ class MultiHeadAttention(nn.Module):
             Shape ``(B, T, embed_dim)``.
         """
         if memory is None:
-            query, key, value = _split_heads(self.in_proj(x), 3, self.num_heads)
+            query, pair = self.project_self(x)
         else:
-            weight, bias = self.in_proj.weight, self.in_proj.bias
-            rows = self.embed_dim
-            query = F.linear(x, weight[:rows], bias[:rows] if self.bias else None)
-            pair = F.linear(memory, weight[rows:], bias[rows:] if self.bias else None)
-            (query,) = _split_heads(query, 1, self.num_heads)
-            key, value = _split_heads(pair, 2, self.num_heads)
-        mask = attention_bias(lengths, key.shape[-2], attn_mask, query.dtype)
+            query, pair = self.project_query(x), self.project_memory(memory)
+        mask = attention_bias(lengths, pair.keys.shape[-2], attn_mask, query.dtype)
+        return self.attend(query, pair, mask).output
+
+    def project_self(self, x: Tensor) -> tuple[Tensor, KeyValue]:
+        """Return queries ``(B, H, T, D)``, keys and values of ``x`` ``(B, T, embed_dim)``."""
+        query, keys, values = _split_heads(self.in_proj(x), 3, self.num_heads)
+        return query, KeyValue(keys, values)
+
+    def project_query(self, x: Tensor) -> Tensor:
+        """Return queries ``(B, H, T, D)`` of ``x`` ``(B, T, embed_dim)``."""
+        weight, bias = self.in_proj.weight[: self.embed_dim], self.in_proj.bias
+        query = F.linear(x, weight, bias[: self.embed_dim] if self.bias else None)
+        return _split_heads(query, 1, self.num_heads)[0]
+
+    def project_memory(self, memory: Tensor) -> KeyValue:
+        """Return keys and values ``(B, H, S, D)`` of a memory ``(B, S, embed_dim)``."""
+        weight, bias = self.in_proj.weight[self.embed_dim :], self.in_proj.bias
+        pair = F.linear(memory, weight, bias[self.embed_dim :] if self.bias else None)
+        return KeyValue(*_split_heads(pair, 2, self.num_heads))
+
+    def attend(
+        self, query: Tensor, pair: KeyValue, mask: AttentionBias, *, need_weights: bool = False
+    ) -> Attended:
+        """Attend with projected queries ``(B, H, T, D)`` to projected keys and values.
+
+        Parameters
+        ----------
+        query, pair : Tensor, KeyValue
+            From ``project_self``, or from ``project_query`` and ``project_memory``.
+        mask : AttentionBias
+            From `attention_bias`.
+        need_weights : bool
+            Whether to give the weights; the fused kernels cannot.
+        """
         rate = self.dropout if self.training else 0.0
-        if query.device.type == "cpu" and rate:
-            scores = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-2, -1))
-            heads = _weigh(scores, value, mask.bias, rate)
+        weights = None
+        if need_weights or (query.device.type == "cpu" and rate):  # there nothing is fused
+            scores = torch.matmul(query * query.shape[-1] ** -0.5, pair.keys.transpose(-2, -1))
+            heads, weights = _weigh(scores, pair.values, mask.bias, rate)
         else:
-            heads = F.scaled_dot_product_attention(query, key, value, mask.bias, rate)
-        return self.out_proj(_join_heads(mask.zero_blind(heads)))
+            heads = F.scaled_dot_product_attention(query, *pair, mask.bias, rate)
+        output = self.out_proj(_join_heads(mask.zero_blind(heads)))
+        return Attended(output, weights if need_weights else None)
 
 
 class RelPosMultiHeadAttention(nn.Module):
@@ -266,7 +318,7 @@ class RelPosMultiHeadAttention(nn.Module):
             scores = torch.baddbmm(
                 bias.flatten(0, 1), by_content.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
             ).view(bias.shape)
-            heads = _weigh(scores, value, mask.bias, rate)
+            heads, _ = _weigh(scores, value, mask.bias, rate)
         else:
             bias = bias if mask.bias is None else bias + mask.bias
             heads = F.scaled_dot_product_attention(by_content, key, value, bias, rate, scale=1.0)
@@ -291,9 +343,11 @@ def _join_heads(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def _weigh(scores: Tensor, value: Tensor, bias: Tensor | None, rate: float) -> Tensor:
-    """Mask, normalise and drop the scores, and sum the values with them."""
+def _weigh(
+    scores: Tensor, value: Tensor, bias: Tensor | None, rate: float
+) -> tuple[Tensor, Tensor]:
+    """Mask, normalise and drop the scores, and sum the values with them; also the weights."""
     if bias is not None:
         scores = scores.add_(bias)
-    weights = drop_values(scores.softmax(dim=-1), rate)
-    return torch.matmul(weights.to(value.dtype), value)
+    weights = scores.softmax(dim=-1)
+    return torch.matmul(drop_values(weights, rate).to(value.dtype), value), weights

@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 import speechkit.nn
+from speechkit.nn.contexts import MeanContext
 from speechkit.nn.rnn import RecurrentEncoder
 
 _BLOCK: dict[str, Any] = {
@@ -20,6 +21,21 @@ _BLOCK: dict[str, Any] = {
     "dropout": 0.25,
 }
 _CONV: dict[str, Any] = {"channels": (3, 4), "strides": (2, 3), "kernel_size": 5, "dropout": 0.25}
+_ATTENTION: dict[str, Any] = {
+    "memory_size": 6,
+    "query_size": 7,
+    "attention_size": 4,
+    "value_size": 5,
+}
+
+_TOKENS: dict[str, Any] = {
+    **_BLOCK,
+    "vocab_size": 7,
+    "num_layers": 2,
+    "pre_norm": False,
+    "activation": "gelu",
+    "tie_embeddings": True,
+}
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "ConvBlock": {
@@ -46,15 +62,32 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "RelPosMultiHeadAttention": {"embed_dim": 12, "num_heads": 3, "dropout": 0.25, "bias": False},
     "FeedForward": {"embed_dim": 12, "hidden_size": 20, "dropout": 0.25, "activation": "gelu"},
     "TransformerLayer": {**_BLOCK, "pre_norm": False, "activation": "gelu"},
+    "TransformerDecoderLayer": {
+        **_BLOCK,
+        "pre_norm": False,
+        "activation": "gelu",
+        "cross_attention": False,
+    },
+    "CausalTransformer": _TOKENS,
+    "TransformerDecoder": {**_TOKENS, "memory_size": 8},
     "TransformerEncoder": {
         **_BLOCK,
         "input_size": 8,
         "num_layers": 2,
         "pre_norm": False,
         "activation": "gelu",
+        "chunk_size": 4,
+        "left_chunks": 2,
+        "dynamic_chunks": True,
     },
-    "ConformerConv": {"embed_dim": 12, "kernel_size": 5, "norm": "batch"},
-    "ConformerLayer": {**_BLOCK, "kernel_size": 5, "norm": "batch", "bias": False},
+    "ConformerConv": {"embed_dim": 12, "kernel_size": 5, "norm": "batch", "causal": True},
+    "ConformerLayer": {
+        **_BLOCK,
+        "kernel_size": 5,
+        "norm": "batch",
+        "bias": False,
+        "causal": True,
+    },
     "ConformerEncoder": {
         **_BLOCK,
         "input_size": 8,
@@ -62,6 +95,38 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "kernel_size": 5,
         "norm": "batch",
         "bias": False,
+        "causal": True,
+        "chunk_size": 4,
+        "left_chunks": 2,
+        "dynamic_chunks": True,
+    },
+    "PyramidalEncoder": {
+        "input_size": 8,
+        "hidden_size": 5,
+        "num_layers": 2,
+        "cell": "gru",
+        "dropout": 0.25,
+    },
+    "DotContext": _ATTENTION,
+    "AdditiveContext": _ATTENTION,
+    "LocationContext": {
+        **_ATTENTION,
+        "channels": 4,
+        "kernel_size": 7,
+        "sharpening": 1.5,
+        "cumulative": True,
+    },
+    "MeanContext": {"memory_size": 6, "value_size": 5},
+    "RNNDecoder": {
+        "vocab_size": 9,
+        "memory_size": 6,
+        "context": MeanContext(memory_size=6),
+        "embed_dim": 3,
+        "hidden_size": 7,
+        "num_layers": 2,
+        "cell": "lstm",
+        "dropout": 0.25,
+        "scheduled_sampling": 0.5,
     },
     "Stack": {"layers": [RecurrentEncoder(input_size=8, hidden_size=5, num_layers=1)]},
 }

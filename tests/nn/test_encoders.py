@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.conv import ConvBlock, ConvEncoder, ConvSubsampling
 from speechkit.nn.masking import length_mask
+from speechkit.nn.pyramid import PyramidalEncoder
 from speechkit.nn.rnn import RecurrentEncoder
 from speechkit.nn.stack import Stack
 from speechkit.nn.transformer import TransformerEncoder
@@ -58,12 +59,16 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "lstm_one_way": lambda: _recurrent(bidirectional=False),
     "gru": lambda: _recurrent(cell="gru"),
     "gru_one_way": lambda: _recurrent(cell="gru", bidirectional=False, num_layers=1),
+    "pyramid": lambda: PyramidalEncoder(input_size=INPUT_SIZE, hidden_size=6, num_layers=3),
     "transformer": _transformer,
     "transformer_post_norm": lambda: _transformer(pre_norm=False, activation="gelu"),
     "conformer": _conformer,
     "conformer_wide_kernel": lambda: _conformer(kernel_size=31, bias=False),
     "conformer_batch_norm": lambda: _conformer(norm="batch"),
     "conformer_same_size": lambda: _conformer(input_size=INPUT_SIZE, embed_dim=8, num_heads=2),
+    "transformer_chunked": lambda: _transformer(chunk_size=4, left_chunks=1),
+    "conformer_causal": lambda: _conformer(causal=True),
+    "conformer_chunked": lambda: _conformer(causal=True, chunk_size=4, left_chunks=1),
     "cnn_bilstm": lambda: Stack([_conv(), _recurrent(input_size=12)]),
     "subsampled_conformer": lambda: Stack([_subsampling(), _conformer(input_size=12)]),
     "subsampled_transformer": lambda: Stack([_subsampling(), _transformer(input_size=12)]),
