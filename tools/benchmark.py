@@ -41,6 +41,7 @@ MODULES = {
     "features": "tools.benchmarks.features",
     "data": "tools.benchmarks.data",
     "ctc_search": "tools.benchmarks.ctc_search",
+    "beam_search": "tools.benchmarks.beam_search",
     "conformer": "tools.benchmarks.conformer",
     "wer": "tools.benchmarks.wer",
 }

@@ -21,7 +21,10 @@ class Hypothesis(NamedTuple):
         the token is at least as probable as the blank (at least ``frame + 1``).
     confidences : list of float
         In [0, 1] for each token: its highest posterior probability from its frame up to the next
-        token's (greedy: while it is the likeliest).
+        token's (greedy: while it is the likeliest). From an attention decoder: the probability it
+        gave the token.
+    stopped : bool
+        Whether the search ended it by itself; False where the maximum length cut it off.
 
     Examples
     --------
@@ -35,3 +38,4 @@ class Hypothesis(NamedTuple):
     frames: list[int]
     ends: list[int]
     confidences: list[float]
+    stopped: bool = True

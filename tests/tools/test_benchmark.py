@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -34,6 +35,7 @@ def load_tool() -> ModuleType:
 tool = load_tool()
 
 from tools.benchmarks import (  # noqa: E402  (the tool puts the project's folder on the path)
+    beam_search,
     conformer,
     ctc_search,
     data,
@@ -52,13 +54,18 @@ TINY: dict[str, Any] = {
     "ctc_search": ctc_search.Sizes(
         frames=12, vocabularies=(5,), beams=(3,), kinds=("flat", "soft", "peaked")
     ),
+    "beam_search": beam_search.Sizes(
+        frames=10, steps=3, vocabulary=12, beam=3, width=8, heads=2, layers=1, feedforward=8,
+        gru=12, lm_width=8, lm_heads=2, lm_layers=1,
+        cases=(("transformer", "ctc, lm", 1), ("gru", "ctc", 2)),
+    ),
     "conformer": conformer.Sizes(
         items=2, frames=60, tokens=7, embed_dim=8, heads=2, layers=1, feedforward=8, kernel=3,
         peak_steps=1,
     ),
     "wer": wer.Sizes(sentences=5, words=4, vocabulary=6),
 }  # fmt: skip
-AREAS = dict(zip(TINY, (imports, features, data, ctc_search, conformer, wer)))
+AREAS = dict(zip(TINY, (imports, features, data, ctc_search, beam_search, conformer, wer)))
 
 
 @pytest.fixture(autouse=True)
@@ -246,6 +253,15 @@ def test_searches_agree_with_pyctcdecode(monkeypatch: pytest.MonkeyPatch) -> Non
         "pyctcdecode": False,
     }
     assert not any(one.failed for one in measured)
+
+
+def test_joint_searches_agree_with_speechbrain() -> None:
+    pytest.importorskip("speechbrain")
+    cases = (("transformer", "ctc", 2), ("gru", "", 1), ("gru", "ctc", 2))
+    sizes = dataclasses.replace(TINY["beam_search"], cases=cases)
+    for one in beam_search.measure(bench(), sizes):
+        assert not one.failed, one.note
+        assert one.row.ratio is not None
 
 
 @pytest.mark.parametrize(
