@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from speechkit.decoding.prefix_types import Arrays, Entry, Found, Limits
 from speechkit.decoding.scorer import PrefixScorer
 from speechkit.decoding.token_pruning import prune_tokens
 
@@ -27,33 +28,6 @@ from speechkit.decoding.token_pruning import prune_tokens
 _TO_ARRAYS, _TO_TUPLES = 160, 80
 _FLOOR = -300.0
 _ROOT = -1  # the last token, and the parent, of the empty prefix
-
-# mass, ends_blank, ends_token, node, parent node, last token, trace
-_Entry = tuple[float, float, float, int, int, int, int]
-
-
-class Limits(NamedTuple):
-    """What a search keeps: see ``PrefixBeamSearch`` for the meaning of each."""
-
-    beam_size: int
-    token_min_logp: float
-    beam_prune_logp: float
-    count_endings: bool
-
-
-class Found(NamedTuple):
-    """A prefix that survived: tokens, the frame at which each begins, log-probability."""
-
-    tokens: list[int]
-    frames: list[int]
-    score: float
-
-
-class _Arrays(NamedTuple):
-    """A beam of N prefixes as arrays."""
-
-    masses: np.ndarray  # (2, N): ends_blank, ends_token
-    links: np.ndarray  # (4, N): node, parent node, last token, trace
 
 
 class Search:
@@ -96,7 +70,7 @@ class Search:
 
     def run(self, nbest: int) -> list[Found]:
         """Search, and return the best prefixes, the best first."""
-        beam: list[_Entry] | _Arrays = [(1.0, 1.0, 0.0, 0, _ROOT, _ROOT, 0)]
+        beam: list[Entry] | Arrays = [(1.0, 1.0, 0.0, 0, _ROOT, _ROOT, 0)]
         _, blanks, starts, tokens, probs = self.frames
         token_list, prob_list = tokens.tolist(), probs.tolist()
         settled = True  # all mass ends in a blank
@@ -119,30 +93,30 @@ class Search:
 
     # ---------------------------------------------------------------- the two forms of a beam
 
-    def _choose_form(self, beam: list[_Entry] | _Arrays, num_tokens: int) -> list[_Entry] | _Arrays:
+    def _choose_form(self, beam: list[Entry] | Arrays, num_tokens: int) -> list[Entry] | Arrays:
         if isinstance(beam, list):
             many = len(beam) * (num_tokens + 1) > _TO_ARRAYS
-            return self._as_arrays(beam) if many or self.scorer else beam
+            return self._as_arrays(beam) if many else beam
         few = beam.masses.shape[1] * (num_tokens + 1) < _TO_TUPLES
-        return self._as_tuples(beam) if few and not self.scorer else beam
+        return self._as_tuples(beam) if few else beam
 
-    def _as_arrays(self, beam: list[_Entry]) -> _Arrays:
+    def _as_arrays(self, beam: list[Entry]) -> Arrays:
         if not len(self.position):  # one node for each prefix that enters the beam, at most
             size = self.num_frames * self.limits.beam_size + 3
             self.position = np.full(size, -1, dtype=np.int64)
         columns = list(zip(*beam))
-        arrays = _Arrays(np.array(columns[1:3]), np.array(columns[3:], dtype=np.int64))
+        arrays = Arrays(np.array(columns[1:3]), np.array(columns[3:], dtype=np.int64))
         self.position[arrays.links[0]] = np.arange(len(beam))
         return arrays
 
-    def _as_tuples(self, beam: list[_Entry] | _Arrays) -> list[_Entry]:
+    def _as_tuples(self, beam: list[Entry] | Arrays) -> list[Entry]:
         if isinstance(beam, list):
             return beam
         self.position[beam.links[0]] = -1
         columns = [beam.masses.sum(axis=0), *beam.masses, *beam.links]
         return list(zip(*(column.tolist() for column in columns)))
 
-    def _settle(self, beam: list[_Entry] | _Arrays) -> list[_Entry] | _Arrays:
+    def _settle(self, beam: list[Entry] | Arrays) -> list[Entry] | Arrays:
         """Take a frame in which only the blank survives."""
         if isinstance(beam, list):
             # where endings are counted one by one, adding the two up may put others out of reach
@@ -154,20 +128,21 @@ class Search:
         if self.limits.count_endings:
             keep = masses[0] >= masses[0].max() * self.ratio
             self.position[beam.links[0]] = -1
-            beam = _Arrays(masses[:, keep], beam.links[:, keep])
+            beam = Arrays(masses[:, keep], beam.links[:, keep])
             self.position[beam.links[0]] = np.arange(beam.links.shape[1])
         return beam
 
     # ---------------------------------------------------------------------- a step, in tuples
 
     def _step_tuples(
-        self, beam: list[_Entry], ranked: list[tuple[float, int]], blank: float, frame: int
-    ) -> list[_Entry]:
+        self, beam: list[Entry], ranked: list[tuple[float, int]], blank: float, frame: int
+    ) -> list[Entry]:
         """Take a frame whose surviving tokens are ``ranked`` (probability, token)."""
         vocab, prob_of = self.vocab_size, {token: prob for prob, token in ranked}
         in_beam = {entry[3]: entry for entry in beam}
+        gains = self._gains_of(beam, list(prob_of)) if self.scorer else {}
         merged = set()
-        out: list[_Entry] = []
+        out: list[Entry] = []
         for mass, _, ends_token, node, parent, last, trace in beam:
             stays = 0.0
             prob = prob_of.get(last)
@@ -176,6 +151,8 @@ class Search:
                 entry = in_beam.get(parent)
                 if entry is not None:
                     enters = (entry[1] if entry[5] == last else entry[0]) * prob
+                    if gains:
+                        enters *= gains[parent][last]
                     if enters > stays:
                         trace = self._trace(entry[6], last, frame)
                     stays += enters
@@ -185,6 +162,9 @@ class Search:
             if total > 0.0:
                 out.append((total, blanks, stays, node, parent, last, trace))
         floor = max(out)[0] * self.ratio if out else 0.0
+        if gains:
+            out.extend(self._new_scored(beam, ranked, gains, merged, floor))
+            return self._enter_tuples(self._select_tuples(out), frame)
         if len(ranked) > 1:
             ranked.sort(reverse=True)
         for mass, ends_blank, _, node, _, last, trace in beam:
@@ -201,7 +181,38 @@ class Search:
                 out.append((total, 0.0, total, -1, node, token, trace))
         return self._enter_tuples(self._select_tuples(out), frame)
 
-    def _select_tuples(self, out: list[_Entry]) -> list[_Entry]:
+    def _gains_of(self, beam: list[Entry], tokens: list[int]) -> dict[int, dict[int, float]]:
+        """Return the factor that the scorer gives to each node and token."""
+        gains = self._gains([entry[3] for entry in beam], tokens).tolist()
+        return {entry[3]: dict(zip(tokens, row)) for entry, row in zip(beam, gains)}
+
+    def _new_scored(
+        self,
+        beam: list[Entry],
+        ranked: list[tuple[float, int]],
+        gains: dict[int, dict[int, float]],
+        merged: set[int],
+        floor: float,
+    ) -> list[Entry]:
+        """Extend each prefix by each token where a scorer has a say."""
+        vocab = self.vocab_size
+        out: list[Entry] = []
+        for mass, ends_blank, _, node, _, last, trace in beam:
+            own = gains[node]
+            for prob, token in ranked:
+                total = (ends_blank if token == last else mass) * prob * own[token]
+                if total < floor or total == 0.0 or node * vocab + token in merged:
+                    continue
+                out.append((total, 0.0, total, -1, node, token, trace))
+        return out
+
+    def _gains(self, nodes: list[int], tokens: list[int]) -> np.ndarray:
+        """Return the scorer's factors (N, K); none is so small or large that masses go astray."""
+        assert self.scorer is not None
+        scores = self.scorer.score([self.states[node] for node in nodes], tokens)
+        return np.exp(np.clip(scores, _FLOOR, -_FLOOR))
+
+    def _select_tuples(self, out: list[Entry]) -> list[Entry]:
         if self.limits.count_endings:
             ends = [(e[side], i, side) for i, e in enumerate(out) for side in (1, 2)]
             ends.sort(reverse=True)
@@ -218,9 +229,10 @@ class Search:
             out.pop()
         return out
 
-    def _enter_tuples(self, out: list[_Entry], frame: int) -> list[_Entry]:
+    def _enter_tuples(self, out: list[Entry], frame: int) -> list[Entry]:
         """Give new prefixes their node and trace."""
-        vocab = self.vocab_size
+        vocab, old = self.vocab_size, self.states
+        self.states = {}
         for i, (total, blanks, stays, node, parent, last, trace) in enumerate(out):
             if node < 0:
                 key = parent * vocab + last
@@ -228,6 +240,10 @@ class Search:
                 self.num_nodes += 1
                 new = self._trace(trace, last, frame)
                 out[i] = (total, blanks, stays, node, parent, last, new)
+                if self.scorer is not None:
+                    self.states[node] = self.scorer.extend(old[parent], last)
+            elif self.scorer is not None:
+                self.states[node] = old[node]
         best = out[0][0]
         if not 1e-100 < best < 1e100:
             self.log_scale += math.log(best)
@@ -244,8 +260,8 @@ class Search:
     # ---------------------------------------------------------------------- a step, in arrays
 
     def _step_arrays(
-        self, beam: _Arrays, tokens: np.ndarray, probs: np.ndarray, blank: float, frame: int
-    ) -> _Arrays:
+        self, beam: Arrays, tokens: np.ndarray, probs: np.ndarray, blank: float, frame: int
+    ) -> Arrays:
         """Take a frame: values are the masses of N prefixes that stay and N x K that are new."""
         (ends_blank, ends_token), (node, parent, last, trace) = beam.masses, beam.links
         n, k = len(node), len(tokens)
@@ -259,8 +275,7 @@ class Search:
         columns = self.column_of[last[repeats]]
         new[repeats, columns] = ends_blank[repeats] * prob[repeats]
         if self.scorer is not None:
-            states = [self.states[i] for i in node.tolist()]
-            new *= np.exp(self.scorer.score(states, tokens.tolist()))
+            new *= self._gains(node.tolist(), tokens.tolist())
         above = self.position[parent[repeats]]
         inside = above >= 0
         if inside.any():
@@ -323,7 +338,7 @@ class Search:
         source: np.ndarray,
         token: np.ndarray,
         frame: int,
-    ) -> _Arrays:
+    ) -> Arrays:
         """Build the next beam: prefixes that stay, then new ones (a source, a token)."""
         links = np.empty((4, masses.shape[1]), dtype=np.int64)
         s, new = len(staying), len(source)
@@ -346,7 +361,7 @@ class Search:
             extended = zip(node[s:].tolist(), parent.tolist(), token.tolist())
             states = {i: self.scorer.extend(self.states[up], label) for i, up, label in extended}
             self.states = {i: self.states[i] for i in node[:s].tolist()} | states
-        return _Arrays(masses, links)
+        return Arrays(masses, links)
 
     def _traces(self, parent: np.ndarray, token: np.ndarray, frame: int) -> np.ndarray:
         parents, tokens, frames = self.traces
@@ -358,9 +373,12 @@ class Search:
 
     # ---------------------------------------------------------------------------- the results
 
-    def _finish(self, beam: list[_Entry], nbest: int) -> list[Found]:
+    def _finish(self, beam: list[Entry], nbest: int) -> list[Found]:
         if self.scorer is not None:
-            gains = [math.exp(self.scorer.finish(self.states[entry[3]])) for entry in beam]
+            states = [self.states[entry[3]] for entry in beam]
+            self.scorer.score(states, [])  # so that a neural model takes them all at once
+            ends = [self.scorer.finish(state) for state in states]
+            gains = [math.exp(min(max(end, _FLOOR), -_FLOOR)) for end in ends]
             beam = [(entry[0] * gain, *entry[1:]) for entry, gain in zip(beam, gains)]
         beam.sort(key=itemgetter(0), reverse=True)
         floor = beam[0][0] * self.ratio

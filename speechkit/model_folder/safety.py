@@ -33,6 +33,7 @@ _PACKAGES = (
     "speechkit.features",
     "speechkit.losses",
     "speechkit.decoding",
+    "speechkit.lm",
     "speechkit.data.tokenizer",
 )
 _MODULE_NAME = re.compile(r"speechkit(\.[a-z][a-z0-9_]*)+")
