@@ -86,5 +86,7 @@ class _Scorers(Mapping[str, Scorer]):
         return name in self.targets
 
 
-SCORERS: Mapping[str, Scorer] = _Scorers({"asr": "speechkit.metrics.wer:summarize"})
+SCORERS: Mapping[str, Scorer] = _Scorers(
+    {"asr": "speechkit.metrics.wer:summarize", "lm": "speechkit.metrics.perplexity:summarize"}
+)
 """From a recipe's per-utterance rows to its results: ``SCORERS["asr"](rows)``."""

@@ -26,9 +26,9 @@ def test_missing_field() -> None:
 
 def test_scorers() -> None:
     assert "asr" in SCORERS
-    assert list(SCORERS) == ["asr"]
-    assert len(SCORERS) == 1
-    with pytest.raises(KeyError, match="there are: asr"):
+    assert list(SCORERS) == ["asr", "lm"]
+    assert len(SCORERS) == 2
+    with pytest.raises(KeyError, match="there are: asr, lm"):
         SCORERS["nothing"]
 
 
