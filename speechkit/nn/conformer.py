@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechkit.nn.attention import RelPosMultiHeadAttention
+from speechkit.nn.chunks import check_chunks, draw_chunk_size, limit_to_chunks
 from speechkit.nn.conv import MaskedBatchNorm
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masking import Padded, mask_padding
@@ -33,6 +35,8 @@ class ConformerConv(nn.Module):
     norm : {"layer", "batch"}
         What follows the depthwise convolution: a layer norm, or the paper's batch norm over the
         valid frames.
+    causal : bool
+        Whether the kernel ends at its frame instead of being centred on it.
 
     Raises
     ------
@@ -46,7 +50,14 @@ class ConformerConv(nn.Module):
     torch.Size([2, 9, 8])
     """
 
-    def __init__(self, *, embed_dim: int, kernel_size: int = 31, norm: ConvNorm = "layer") -> None:
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        kernel_size: int = 31,
+        norm: ConvNorm = "layer",
+        causal: bool = False,
+    ) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that frames stay centred: {kernel_size}")
@@ -55,6 +66,7 @@ class ConformerConv(nn.Module):
         self.embed_dim = embed_dim
         self.kernel_size = kernel_size
         self.norm = norm
+        self.causal = causal
         self.expand = nn.Linear(embed_dim, 2 * embed_dim)
         self.depthwise = nn.Conv1d(
             embed_dim, embed_dim, kernel_size, padding=kernel_size // 2, groups=embed_dim
@@ -67,12 +79,40 @@ class ConformerConv(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map ``(B, T, embed_dim)`` to the same shape."""
         x = mask_padding(F.glu(self.expand(x), dim=-1), lengths)
-        x = self._convolve(x)
+        if self.causal:
+            x = self._convolve(F.pad(x, (0, 0, self.kernel_size - 1, 0)), 0)
+        else:
+            x = self._convolve(x, self.kernel_size // 2)
         norm = self.depthwise_norm
         x = norm(x, lengths) if isinstance(norm, MaskedBatchNorm) else norm(x)
         return self.reduce(F.silu(x))
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def step(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the next frames of a stream, in eval mode and with ``causal``.
+
+        Parameters
+        ----------
+        x : Tensor
+            Shape ``(B, t, embed_dim)``.
+        tail : Tensor
+            Shape ``(B, kernel_size - 1, embed_dim)``: what this gave the last time, zeros at first.
+
+        Returns
+        -------
+        out : Tensor
+            Shape ``(B, t, embed_dim)``.
+        tail : Tensor
+            For the next call.
+        """
+        gated = torch.cat([tail, F.glu(self.expand(x), dim=-1)], dim=1)
+        out, norm = self._convolve(gated, 0), self.depthwise_norm
+        if isinstance(norm, MaskedBatchNorm):
+            out = norm(out, torch.full((x.shape[0],), x.shape[1], device=x.device))
+        else:
+            out = norm(out)
+        return self.reduce(F.silu(out)), gated[:, x.shape[1] :]
+
+    def _convolve(self, x: Tensor, padding: int) -> Tensor:
         # As a 2-d convolution of height 1 the (B, T, E) batch is already in channels-last
         # layout: no transposed copy, and a kernel 20 times faster than conv1d's on a CPU.
         conv, dtype = self.depthwise, x.dtype
@@ -86,7 +126,7 @@ class ConformerConv(nn.Module):
                 image,
                 conv.weight.unsqueeze(2).to(x.dtype),
                 conv.bias.to(x.dtype) if conv.bias is not None else None,
-                padding=(0, self.kernel_size // 2),
+                padding=(0, padding),
                 groups=self.embed_dim,
             )
         return out.squeeze(2).transpose(1, 2).to(dtype)
@@ -110,6 +150,8 @@ class ConformerLayer(nn.Module):
         In the convolution block.
     bias : bool
         Whether the projections of the attention have biases.
+    causal : bool
+        Whether the convolution looks back only.
 
     Examples
     --------
@@ -128,6 +170,7 @@ class ConformerLayer(nn.Module):
         dropout: float = 0.0,
         norm: ConvNorm = "layer",
         bias: bool = True,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
@@ -137,6 +180,7 @@ class ConformerLayer(nn.Module):
         self.dropout = dropout
         self.norm = norm
         self.bias = bias
+        self.causal = causal
         self.first_norm = nn.LayerNorm(embed_dim)
         self.first = self._feedforward()
         self.attention_norm = nn.LayerNorm(embed_dim)
@@ -144,7 +188,9 @@ class ConformerLayer(nn.Module):
             embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, bias=bias
         )
         self.conv_norm = nn.LayerNorm(embed_dim)
-        self.conv = ConformerConv(embed_dim=embed_dim, kernel_size=kernel_size, norm=norm)
+        self.conv = ConformerConv(
+            embed_dim=embed_dim, kernel_size=kernel_size, norm=norm, causal=causal
+        )
         self.second_norm = nn.LayerNorm(embed_dim)
         self.second = self._feedforward()
         self.last_norm = nn.LayerNorm(embed_dim)
@@ -170,12 +216,22 @@ class ConformerLayer(nn.Module):
 
         ``positions`` are those of `speechkit.nn.positional.relative_positions`, shared by layers.
         """
-        x = torch.add(x, self.drop(self.first(self.first_norm(x))), alpha=0.5)
-        attended = self.attention(
-            self.attention_norm(x), lengths, positions=positions, attn_mask=attn_mask
+        return self.run_blocks(
+            x,
+            lambda y: self.attention(y, lengths, positions=positions, attn_mask=attn_mask),
+            lambda y: self.conv(y, lengths),
         )
-        x = x + self.drop(attended)
-        x = x + self.drop(self.conv(self.conv_norm(x), lengths))
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        attend: Callable[[Tensor], Tensor],
+        convolve: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Map ``(B, T, embed_dim)`` with other ways to attend and convolve: a stream's."""
+        x = torch.add(x, self.drop(self.first(self.first_norm(x))), alpha=0.5)
+        x = x + self.drop(attend(self.attention_norm(x)))
+        x = x + self.drop(convolve(self.conv_norm(x)))
         x = torch.add(x, self.drop(self.second(self.second_norm(x))), alpha=0.5)
         return self.last_norm(x)
 
@@ -198,6 +254,15 @@ class ConformerEncoder(nn.Module):
         In the convolution blocks; "batch" is the paper's, over the valid frames only.
     bias : bool
         Whether the projections of the attention have biases.
+    causal : bool
+        Whether the convolutions look back only.
+    chunk_size, left_chunks, dynamic_chunks
+        As in `speechkit.nn.transformer.TransformerEncoder`; they need ``causal``.
+
+    Raises
+    ------
+    ValueError
+        If the settings make no sense.
 
     Examples
     --------
@@ -220,8 +285,19 @@ class ConformerEncoder(nn.Module):
         dropout: float = 0.0,
         norm: ConvNorm = "layer",
         bias: bool = True,
+        causal: bool = False,
+        chunk_size: int | None = None,
+        left_chunks: int | None = None,
+        dynamic_chunks: bool = False,
     ) -> None:
         super().__init__()
+        check_chunks(chunk_size, left_chunks, dynamic_chunks)
+        if (chunk_size is not None or dynamic_chunks) and not causal:
+            raise ValueError(
+                f"chunk_size={chunk_size}, dynamic_chunks={dynamic_chunks}: convolutions of "
+                f"{kernel_size} frames in {num_layers} layers would look beyond the chunk; give "
+                "causal=True too"
+            )
         self.input_size = input_size
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -231,6 +307,10 @@ class ConformerEncoder(nn.Module):
         self.dropout = dropout
         self.norm = norm
         self.bias = bias
+        self.causal = causal
+        self.chunk_size = chunk_size
+        self.left_chunks = left_chunks
+        self.dynamic_chunks = dynamic_chunks
         self.input = nn.Linear(input_size, embed_dim) if input_size != embed_dim else nn.Identity()
         self.drop = Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -242,6 +322,7 @@ class ConformerEncoder(nn.Module):
                 dropout=dropout,
                 norm=norm,
                 bias=bias,
+                causal=causal,
             )
             for _ in range(num_layers)
         )
@@ -272,6 +353,8 @@ class ConformerEncoder(nn.Module):
         Padded
             Data ``(B, T, embed_dim)``, zero in the padding, and the lengths.
         """
+        size = draw_chunk_size() if self.training and self.dynamic_chunks else self.chunk_size
+        attn_mask = limit_to_chunks(attn_mask, x.shape[1], size, self.left_chunks, x.device)
         x = self.drop(self.input(mask_padding(x, lengths)))
         positions = relative_positions(x.shape[1], self.embed_dim, x.device)
         for layer in self.layers:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
 from speechkit.nn.attention import MultiHeadAttention
+from speechkit.nn.chunks import check_chunks, draw_chunk_size, limit_to_chunks
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masking import Padded, mask_padding
 from speechkit.nn.positional import absolute_positions
@@ -123,12 +125,14 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, *, attn_mask: Tensor | None = None) -> Tensor:
         """Map ``(B, T, embed_dim)`` to the same shape."""
+        return self.run_blocks(x, lambda y: self.attention(y, lengths, attn_mask=attn_mask))
+
+    def run_blocks(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """Map ``(B, T, embed_dim)`` with another way to attend: a stream's has a memory."""
         if self.pre_norm:
-            attended = self.attention(self.attention_norm(x), lengths, attn_mask=attn_mask)
-            x = x + self.drop(attended)
+            x = x + self.drop(attend(self.attention_norm(x)))
             return x + self.drop(self.feedforward(self.feedforward_norm(x)))
-        attended = self.attention(x, lengths, attn_mask=attn_mask)
-        x = self.attention_norm(x + self.drop(attended))
+        x = self.attention_norm(x + self.drop(attend(x)))
         return self.feedforward_norm(x + self.drop(self.feedforward(x)))
 
 
@@ -147,6 +151,19 @@ class TransformerEncoder(nn.Module):
         Whether norms come before the blocks; then a last norm follows the layers.
     activation : {"relu", "gelu", "silu"}
         Of the feed-forward blocks.
+    chunk_size : int, optional
+        Frames of a chunk: a frame sees its own chunk and those before it, so that the encoder can
+        stream (`speechkit.nn.streaming`). By default a frame sees all frames.
+    left_chunks : int, optional
+        How many chunks before its own a frame sees; all by default.
+    dynamic_chunks : bool
+        Draw the chunk size of each training batch (`speechkit.nn.chunks.draw_chunk_size`);
+        ``chunk_size``, which may be set anew on the trained encoder, is then that of evaluation.
+
+    Raises
+    ------
+    ValueError
+        If the settings make no sense.
 
     Examples
     --------
@@ -169,8 +186,12 @@ class TransformerEncoder(nn.Module):
         dropout: float = 0.0,
         pre_norm: bool = True,
         activation: Activation = "relu",
+        chunk_size: int | None = None,
+        left_chunks: int | None = None,
+        dynamic_chunks: bool = False,
     ) -> None:
         super().__init__()
+        check_chunks(chunk_size, left_chunks, dynamic_chunks)
         self.input_size = input_size
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -179,6 +200,9 @@ class TransformerEncoder(nn.Module):
         self.dropout = dropout
         self.pre_norm = pre_norm
         self.activation = activation
+        self.chunk_size = chunk_size
+        self.left_chunks = left_chunks
+        self.dynamic_chunks = dynamic_chunks
         self.input = nn.Linear(input_size, embed_dim) if input_size != embed_dim else nn.Identity()
         self.layers = nn.ModuleList(
             TransformerLayer(
@@ -220,6 +244,8 @@ class TransformerEncoder(nn.Module):
         Padded
             Data ``(B, T, embed_dim)``, zero in the padding, and the lengths.
         """
+        size = draw_chunk_size() if self.training and self.dynamic_chunks else self.chunk_size
+        attn_mask = limit_to_chunks(attn_mask, x.shape[1], size, self.left_chunks, x.device)
         x = self.input(mask_padding(x, lengths))
         positions = absolute_positions(x.shape[1], self.embed_dim, x.device)
         x = self.drop(x + positions)
