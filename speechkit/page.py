@@ -7,6 +7,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[
 # ---------------------------------------------------------------- figures
 
 
-def figure_svg(figure: Any, label: str) -> str:
+def figure_svg(figure: Any, label: str, *, wide: bool = False) -> str:
     """Turn a matplotlib figure into inline SVG that takes the page's colours and font.
 
     Parameters
@@ -62,11 +63,16 @@ def figure_svg(figure: Any, label: str) -> str:
         What is drawn in `INK` takes the colour of the page's text.
     label : str
         What the picture says, for those who do not see it.
+    wide : bool
+        Whether it takes the page's whole width; on a narrow screen it then scrolls.
     """
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": label}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # The page's font has what matplotlib's own lacks.
+        warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -74,7 +80,8 @@ def figure_svg(figure: Any, label: str) -> str:
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in every figure
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     role = f'<svg role="img" aria-label="{escape(label)}" '
-    return f"<figure>{svg.replace('<svg ', role, 1)}</figure>"
+    kind = ' class="wide" tabindex="0"' if wide else ""
+    return f"<figure{kind}>{svg.replace('<svg ', role, 1)}</figure>"
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -243,8 +250,11 @@ td .unit { font-size: .9em; }
   22rem), 1fr)); }
 figure { margin: 0; max-width: 36rem; }
 figure svg { display: block; width: 100%; height: auto; }
+figure.wide { max-width: none; }
+figure.wide svg { min-width: 44rem; }
 article { margin: 1rem 0; padding: 1rem; background: var(--card); border-radius: 8px; }
 .aligned { margin: .25rem 0 .75rem; font-size: 1.05rem; overflow-wrap: anywhere; }
+article > :first-child { margin-top: 0; }
 article > :last-child { margin-bottom: 0; }
 audio { display: block; width: 100%; max-width: 36rem; height: 2.5rem; margin-top: .5rem; }
 ins { text-decoration: none; font-weight: 600; }

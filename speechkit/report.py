@@ -4,7 +4,7 @@ The page asks for nothing from elsewhere: pictures, sound and styles are inside 
 security policy forbids the rest. It is made of sections, functions ``section(run) -> str`` that
 return HTML (or an empty string when they have nothing to show), so that a task adds its own::
 
-    write_report(folder, sections=[*SECTIONS, attention_plots])
+    write_report(folder, sections=[*SECTIONS, confusions])
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from speechkit.files import atomic_write
 from speechkit.metrics.results import Result
 from speechkit.page import PAGE, STYLE, audio_player, escape, line_plot, spectrogram, table
 from speechkit.results import RunResults, read_rows
+from speechkit.tracking import plot_files
 
 WORST = 8  # utterances shown of each split
 MAX_PLAYERS = 24
@@ -185,6 +186,45 @@ def results_table(run: Run) -> str:
     return "<h2>Results</h2>" + table(("metric", *results), rows, numeric)
 
 
+def attention(run: Run) -> str:
+    """Show where labels looked in fixed validation utterances: first, middle and last epoch."""
+    from speechkit.metrics.alignment import diagnose
+    from speechkit.monitor import TAG, read_attention
+    from speechkit.page import figure_svg
+    from speechkit.plots import attention_figure
+
+    files = plot_files(run.folder, TAG)
+    if not files:
+        return ""
+    middle = (files[0].epoch + files[-1].epoch) / 2
+    central = min(files, key=lambda file: abs(file.epoch - middle))
+    chosen = [read_attention(f.path) for f in sorted({files[0], central, files[-1]})]
+    parts = []
+    for name in dict.fromkeys(item.id for epoch in chosen for item in epoch):
+        maps = [item for epoch in chosen for item in epoch if item.id == name]
+        told = "; ".join(item.label for item in maps)
+        label = f"Attention of {name} over {maps[0].seconds:.2f} s: {told}"
+        figure = figure_svg(attention_figure(maps), label, wide=True)
+        if len(figure) > run.media_bytes:
+            parts.append('<p class="label">The page is full: not all are shown.</p>')
+            break
+        run.media_bytes -= len(figure)
+        parts.append(f"<article><h3>{escape(name)}</h3>{figure}</article>")
+    last = max(run.metrics, key=lambda row: row.get("step", 0), default={})
+    values = {k[6:]: v for k, v in last.items() if k.startswith("valid/")}
+    found = "".join(
+        f"<p><strong>At the last epoch {escape(what)}.</strong> {escape(advice)}</p>"
+        for kind, what, advice in diagnose(values)
+        if "attention" in kind
+    )
+    legend = (
+        '<p class="legend">Each row is a label of the reference, the decoder being told the labels '
+        "before it; bright is the sound that it looked at. An attention that works is a line from "
+        "the upper left to the lower right.</p>"
+    )
+    return f"<h2>Attention</h2>{legend}{found}{''.join(parts)}"
+
+
 def worst_utterances(run: Run) -> str:
     """Show the utterances with most errors: alignment, spectrogram and sound."""
     parts = []
@@ -220,7 +260,7 @@ def hyperparameters(run: Run) -> str:
 
 
 SECTIONS: tuple[Section, ...] = (
-    header, results_table, learning_curves, worst_utterances, hyperparameters,
+    header, results_table, learning_curves, attention, worst_utterances, hyperparameters,
 )  # fmt: skip
 
 

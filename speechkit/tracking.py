@@ -1,20 +1,24 @@
-"""What a run shows and keeps as it goes: progress, log, ``metrics.jsonl``, TensorBoard scalars."""
+"""What a run shows and keeps as it goes: progress, log, ``metrics.jsonl``, TensorBoard, plots."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from speechkit import distributed
 from speechkit.files import atomic_write
 
 LOG_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+MAX_PLOTS = 8  # files of arrays kept of each tag, spread over the epochs
 
 
 def setup_logging(folder: Path | None, *, main: bool = True) -> None:
@@ -50,8 +54,65 @@ def progress_bar(name: str, total: int, initial: int = 0) -> tqdm:
     return tqdm(desc=name, total=total, initial=initial, unit="batch", leave=False, disable=disable)
 
 
+class PlotFile(NamedTuple):
+    """A file of `Tracker.arrays`, by what its name says.
+
+    Attributes
+    ----------
+    epoch, step : int
+        When it was written.
+    path : Path
+        ``plots/<tag>/epoch-0003-step-120.npz``.
+    """
+
+    epoch: int
+    step: int
+    path: Path
+
+
+def plot_files(folder: Path, tag: str) -> list[PlotFile]:
+    """List what `Tracker.arrays` kept in a run's folder under a tag, in the order of epochs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> plot_files(Path(tempfile.mkdtemp()), "attention")
+    []
+    """
+    files = []
+    for path in (folder / "plots" / tag).glob("epoch-*.npz"):
+        match = re.fullmatch(r"epoch-(\d+)-step-(\d+)", path.stem)
+        if match:
+            files.append(PlotFile(int(match[1]), int(match[2]), path))
+    return sorted(files)
+
+
+def spread(last: int, limit: int) -> list[int]:
+    """Choose at most ``limit`` of the epochs 1 to ``last``: both, and multiples of a power of two.
+
+    What is chosen up to an epoch holds what is chosen up to a later one, but for that epoch
+    itself: who keeps only these as epochs go by has them all at the end.
+
+    Parameters
+    ----------
+    last : int
+        Number of epochs so far.
+    limit : int
+        At least 2.
+
+    Examples
+    --------
+    >>> spread(30, 8)
+    [1, 8, 16, 24, 30]
+    """
+    stride = 1
+    while len(kept := sorted({1, last, *range(stride, last + 1, stride)})) > limit:
+        stride *= 2
+    return kept
+
+
 class Tracker:
-    """Appends rows of numbers to ``metrics.jsonl`` and to TensorBoard.
+    """Keeps numbers in ``metrics.jsonl``, pictures in TensorBoard, and what plots are made of.
 
     A run that was killed may have written rows for work that its last checkpoint does not hold;
     ``rewind`` drops them, so that the resumed run's curves have no fold.
@@ -77,6 +138,7 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         self.folder = folder
         self._writer: Any = None
+        self._purge_step: int | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Read back what was logged; a last line cut by a kill is left out."""
@@ -93,20 +155,75 @@ class Tracker:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
+        writer = self._tensorboard()
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name, value, int(row["step"]))
+        writer.flush()
+
+    def image(self, tag: str, image: Any, step: int) -> None:
+        """Show a picture in TensorBoard.
+
+        Parameters
+        ----------
+        tag : str
+            The picture's name; TensorBoard puts its steps behind a slider.
+        image : matplotlib.figure.Figure or np.ndarray
+            Pixels have shape ``(H, W, 3)``, uint8.
+        step : int
+            When.
+        """
+        if not isinstance(image, np.ndarray):
+            from speechkit.plots import figure_pixels
+
+            image = figure_pixels(image)
+        self._tensorboard().add_image(tag, image, step, dataformats="HWC")
+
+    def arrays(self, tag: str, arrays: Mapping[str, np.ndarray], *, epoch: int, step: int) -> None:
+        """Keep what a plot is made of: ``plots/<tag>/epoch-0003-step-120.npz``.
+
+        Of many epochs `MAX_PLOTS` at most stay, among them the first and the last.
+
+        Parameters
+        ----------
+        tag : str
+            Name of the folder.
+        arrays : mapping of str to np.ndarray
+            Of numbers and strings: `numpy.load` reads them without pickle.
+        epoch, step : int
+            When; files of epochs between the first and this one may go.
+        """
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        name = f"epoch-{epoch:04d}-step-{step}.npz"
+        atomic_write(self.folder / "plots" / tag / name, buffer.getvalue())
+        files = plot_files(self.folder, tag)
+        kept = spread(epoch, MAX_PLOTS)
+        for file in files[1:]:
+            if file.epoch not in kept or (file.epoch == epoch and file.step != step):
+                file.path.unlink()
+
+    def _tensorboard(self) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"))
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                self._writer.add_scalar(name, value, int(row["step"]))
-        self._writer.flush()
+            # TensorBoard then hides what came after the checkpoint, as `rewind` does.
+            self._writer = SummaryWriter(
+                str(self.folder / "tensorboard"), purge_step=self._purge_step
+            )
+        return self._writer
 
     def rewind(self, *, step: int) -> None:
-        """Forget the rows that were logged after ``step``."""
+        """Forget what was logged after ``step``."""
         kept = [row for row in self.rows() if row["step"] <= step]
         if self.path.exists():
             atomic_write(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        for tag in (self.folder / "plots").glob("*/"):
+            for file in plot_files(self.folder, tag.name):
+                if file.step > step:
+                    file.path.unlink()
+        self.close()
+        self._purge_step = step + 1
 
     def close(self) -> None:
         """Close the TensorBoard file."""
