@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 from speechkit import distributed, parallel
 from speechkit.checkpoint import Checkpointer
 from speechkit.data.batch import Batch, Failure
-from speechkit.data.loaders import SpeechData, in_groups
 from speechkit.data.manifest import DataError
+from speechkit.data.splits import SplitData, in_groups
 from speechkit.metrics.results import SCORERS, Result
 from speechkit.optim import frozen_modules
 from speechkit.results import write_test
@@ -43,7 +43,7 @@ class Brain:
     ----------
     model : nn.Module
         What is trained, saved and loaded.
-    data : SpeechData
+    data : SplitData
         Where batches come from.
     optimizer : callable or mapping
         ``functools.partial(torch.optim.AdamW, lr=1e-3)``; a mapping from parameter prefix to such a
@@ -77,7 +77,7 @@ class Brain:
         self,
         *,
         model: nn.Module,
-        data: SpeechData,
+        data: SplitData,
         optimizer: Callable[..., Optimizer] | Mapping[str, Callable[..., Optimizer]],
         training: Training,
         folder: Path,
@@ -127,6 +127,13 @@ class Brain:
     def evaluate(self, outputs: Any, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
         """Give one row of plain values an utterance, from which ``scorer`` makes numbers."""
         return []
+
+    def end_validation(self) -> dict[str, float]:
+        """Give more numbers of a validation pass, once all its batches went through ``evaluate``.
+
+        All ranks call it.
+        """
+        return {}
 
     # ---------------------------------------------------------------- training
 
@@ -302,16 +309,24 @@ class Brain:
         if "valid" not in self.data.splits:
             return {}
         loss, rows = self._evaluate_split("valid", Stage.VALID)
-        return {"loss": loss, **{r.metric: r.value for r in self._score(rows)}}
+        scores = {result.metric: result.value for result in self._score(rows)}
+        return {"loss": loss, **scores, **self.end_validation()}
 
-    def test(self) -> dict[str, list[Result]]:
-        """Evaluate every test split, each utterance once, and write rows and summaries."""
+    def test(self, suffix: str = "") -> dict[str, list[Result]]:
+        """Evaluate every test split, each utterance once, and write rows and summaries.
+
+        Parameters
+        ----------
+        suffix : str
+            Added to the names of the splits: a task that tests in several ways tells them apart.
+        """
         results = {}
         for split in self.data.test_splits:
             _, rows = self._evaluate_split(split, Stage.TEST)
-            results[split] = self._score(rows)
+            name = split + suffix
+            results[name] = self._score(rows)
             if distributed.is_main():
-                write_test(self.folder, split, rows, self.scorer or "", results[split])
+                write_test(self.folder, name, rows, self.scorer or "", results[name])
         return results
 
     def _score(self, rows: list[dict[str, Any]]) -> list[Result]:
@@ -331,9 +346,9 @@ class Brain:
                 with self.updater.autocast():
                     outputs = self.compute_forward(batch, stage)
                     losses = self.compute_objectives(outputs, batch, stage)
+                    rows.extend(self.evaluate(outputs, batch, stage))
                 loss_sum += float(losses.float().mean()) * len(batch)
                 items += len(batch)
-                rows.extend(self.evaluate(outputs, batch, stage))
                 bar.update()
         self.forward = wrapped
         loss_sum, count = (distributed.all_reduce_sum(v) for v in (loss_sum, float(items)))

@@ -2,13 +2,14 @@
 
     python recipes/asr/train.py recipes/asr/hparams/toy_ctc.yaml
 
-The YAML says which corpus, features, encoder and schedule; this file what a batch goes through.
+The YAML says which corpus, features, encoder, decoder and schedule; this file what a batch goes
+through. `ctc_weight` is the dial between the two losses: 1 trains CTC alone, 0 attention alone.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,21 +20,32 @@ from speechkit.data.batch import Batch, Failure
 from speechkit.data.randomness import item_generator
 from speechkit.data.specaugment import SpecAugment
 from speechkit.decoding.ctc import greedy
+from speechkit.losses.cross_entropy import sequence_cross_entropy
 from speechkit.losses.ctc import ctc_loss, min_frames
-from speechkit.models.asr import CTCOutput
+from speechkit.metrics.results import Result
+from speechkit.models.asr import AttentionOutput, CTCOutput
+from speechkit.monitor import AlignmentMonitor
 from speechkit.run import run
 from speechkit.training import Stage
 
+Search = Callable[..., Any]
+
 
 class Recognition(Brain):
-    """A CTC recogniser's training.
+    """A recogniser's training: CTC, attention, or both.
 
     Parameters
     ----------
     spec_augment : SpecAugment, optional
         Masks on the features, in training only.
-    decoder : callable, optional
-        The search of the test; greedy by default, and always greedy in validation.
+    search : callable or mapping, optional
+        The search of the test; greedy by default, and always greedy in validation. A mapping tests
+        with several: results of ``{"beam": ...}`` are of the split ``<split>@beam``, and null is
+        greedy.
+    ctc_weight : float
+        Share of the CTC loss, in [0, 1]; the rest is the attention decoder's.
+    label_smoothing : float
+        Of the attention decoder's targets, in [0, 1).
     **kwargs
         What :class:`speechkit.brain.Brain` takes.
     """
@@ -44,24 +56,55 @@ class Recognition(Brain):
         self,
         *,
         spec_augment: SpecAugment | None = None,
-        decoder: Callable[..., Any] | None = None,
+        search: Search | Mapping[str, Search | None] | None = None,
+        ctc_weight: float = 1.0,
+        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.spec_augment = spec_augment
-        self.decoder = decoder
+        self.searches = search if isinstance(search, Mapping) else {"": search}
+        self.search: Search | None = None
+        self.ctc_weight = ctc_weight
+        self.label_smoothing = label_smoothing
+        self.monitor = AlignmentMonitor()
+        self._check_dial()
 
-    def compute_forward(self, batch: Batch, stage: Stage) -> CTCOutput:
-        """Go from waveforms to log-probabilities, through SpecAugment in training."""
-        transform = None
+    def _check_dial(self) -> None:
+        has_decoder = hasattr(self.model, "decoder")
+        has_ctc = not has_decoder or bool(self.model.ctc)
+        if not 0.0 <= self.ctc_weight <= 1.0:
+            raise ValueError(f"ctc_weight must be in [0, 1], got {self.ctc_weight}")
+        if self.ctc_weight < 1.0 and not has_decoder:
+            raise ValueError(f"ctc_weight is {self.ctc_weight}, but the model has no decoder")
+        if self.ctc_weight > 0.0 and not has_ctc:
+            raise ValueError(f"ctc_weight is {self.ctc_weight}, but the model was made with no CTC")
+
+    def compute_forward(self, batch: Batch, stage: Stage) -> CTCOutput | AttentionOutput:
+        """Go from waveforms to posteriors, through SpecAugment in training."""
+        options: dict[str, Any] = {}
         if stage is Stage.TRAIN and self.spec_augment is not None:
             # Masks have a stream of their own: those of the waveform's augmentation end in the id.
             generators = [item_generator(self.seed, batch.epoch, f"{i}/spec") for i in batch.ids]
-            transform = functools.partial(self.spec_augment, generators=generators)
-        return self.forward(*batch.waveform, feature_transform=transform)
+            options["feature_transform"] = functools.partial(
+                self.spec_augment, generators=generators
+            )
+        if self.ctc_weight < 1.0:
+            options["tokens"], options["token_lengths"] = batch.tokens
+        return self.forward(*batch.waveform, **options)
 
-    def compute_objectives(self, outputs: CTCOutput, batch: Batch, stage: Stage) -> Tensor:
-        """Give the CTC loss of each utterance, divided by its number of labels."""
+    def compute_objectives(
+        self, outputs: CTCOutput | AttentionOutput, batch: Batch, stage: Stage
+    ) -> Tensor:
+        """Give the weighted losses of each utterance, divided by its number of labels."""
+        losses = torch.zeros(len(batch), device=outputs.lengths.device)
+        if self.ctc_weight > 0.0:
+            losses = losses + self.ctc_weight * self._ctc_loss(outputs, batch, stage)
+        if self.ctc_weight < 1.0:
+            losses = losses + (1 - self.ctc_weight) * self._attention_loss(outputs, batch)
+        return losses
+
+    def _ctc_loss(self, outputs: Any, batch: Batch, stage: Stage) -> Tensor:
         targets, target_lengths = batch.tokens
         needed = torch.tensor(
             [min_frames(labels[:size]) for labels, size in zip(targets, target_lengths)],
@@ -80,29 +123,68 @@ class Recognition(Brain):
             )
         # No path spells such a transcript: its loss and its gradient would not be finite.
         possible = target_lengths.masked_fill(short, 0)
-        losses = ctc_loss(*outputs, targets, possible) / target_lengths.clamp(min=1)
-        return losses.masked_fill(short, 0.0)
+        losses = ctc_loss(outputs.log_probs, outputs.lengths, targets, possible)
+        return (losses / target_lengths.clamp(min=1)).masked_fill(short, 0.0)
 
-    def evaluate(self, outputs: CTCOutput, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
+    def _attention_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        labels, lengths = batch.tokens
+        targets = torch.nn.functional.pad(labels, (0, 1))
+        targets.scatter_(1, lengths.unsqueeze(1), 0)  # label 0 ends a sentence
+        losses = sequence_cross_entropy(
+            outputs.decoded.logits, targets, lengths + 1, label_smoothing=self.label_smoothing
+        )
+        return losses / (lengths + 1)
+
+    def test(self, suffix: str = "") -> dict[str, list[Result]]:
+        """Test with each search in turn."""
+        results: dict[str, list[Result]] = {}
+        for name, search in self.searches.items():
+            self.search = search
+            results |= super().test(f"@{name}" if name else suffix)
+        return results
+
+    def evaluate(self, outputs: Any, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
         """Give reference and hypothesis of each utterance."""
-        if stage is Stage.TEST and self.decoder is not None:
-            best = [nbest[0] for nbest in self.decoder(*outputs)]
-        else:
-            best = greedy(*outputs)
-        tokenizer: Any = self.model.tokenizer
+        model: Any = self.model
+        search = self.search if stage is Stage.TEST else None
+        if search is None and self.ctc_weight == 1.0:
+            search = greedy  # the decoder, if there is one, has not learned anything
+        if stage is Stage.VALID:
+            self._watch(outputs, batch)
         return [
             {
                 "id": utterance.id,
                 "reference": text,
-                "hypothesis": tokenizer.decode(hypothesis.tokens),
-                "score": hypothesis.score,
+                "hypothesis": model.tokenizer.decode(n_best[0].tokens),
+                "score": n_best[0].score,
                 "speaker": utterance.speaker,
                 "audio": utterance.audio,
                 "start": utterance.start,
                 "duration": utterance.duration,
             }
-            for utterance, text, hypothesis in zip(batch.utterance, batch.text, best)
+            for utterance, text, n_best in zip(
+                batch.utterance, batch.text, model.decode(outputs, search)
+            )
         ]
+
+    def _watch(self, outputs: Any, batch: Batch) -> None:
+        tokenizer: Any = self.model.tokenizer
+        decoded = getattr(outputs, "decoded", None)
+        self.monitor.add(
+            batch.ids,
+            [utterance.duration for utterance in batch.utterance],
+            outputs.lengths,
+            log_probs=outputs.log_probs if self.ctc_weight > 0.0 else None,
+            attention=decoded.attention if decoded is not None else None,
+            tokens=batch.tokens.data,
+            token_lengths=batch.tokens.lengths,
+            pieces=tokenizer.pieces,
+        )
+
+    def end_validation(self) -> dict[str, float]:
+        """Give blank rate and how the attention looks, with pictures and warnings."""
+        position = self.position
+        return self.monitor.end(self.tracker, epoch=position.epoch + 1, step=position.step)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from speechkit.data.audio import write_audio
 from speechkit.data.manifest import DataError
 from speechkit.data.tokenizer import CharTokenizer
 from speechkit.decoding.ctc import greedy
-from speechkit.models.transcribe import SILENCE_DBFS, Transcriber, Word
+from speechkit.models.transcribe import Transcriber
+from speechkit.models.transcript import Word
+from speechkit.models.windows import SILENCE_DBFS
 
 RATE = 8000
 STRIDE = 200
@@ -99,13 +101,13 @@ def test_confidence_is_the_geometric_mean_of_the_pieces(model: ToneReader) -> No
     assert single[1] < single[0]
 
 
-@pytest.mark.parametrize("decoder", [None, greedy, lambda x, n: [[h] for h in greedy(x, n)]])
+@pytest.mark.parametrize("search", [None, greedy, lambda x, n: [[h] for h in greedy(x, n)]])
 @pytest.mark.parametrize("window", [3.0, 7.3, 11.05])
-def test_windows_give_what_the_whole_gives(model: ToneReader, window: float, decoder) -> None:
+def test_windows_give_what_the_whole_gives(model: ToneReader, window: float, search) -> None:
     audio = say("abc de fgh ab ca ged bach fade")
-    whole = model.transcribe(audio, RATE, window=1000.0, decoder=decoder)
+    whole = model.transcribe(audio, RATE, window=1000.0, search=search)
     model.calls.clear()
-    cut = model.transcribe(audio, RATE, window=window, overlap=1.0, batch_size=2, decoder=decoder)
+    cut = model.transcribe(audio, RATE, window=window, overlap=1.0, batch_size=2, search=search)
     assert len(model.calls) > 1
     assert max(model.calls) <= window * RATE + STRIDE
     assert cut.text == whole.text == "abc de fgh ab ca ged bach fade"
