@@ -197,6 +197,7 @@ def prepare(
     num_test: int = 200,
     min_digits: int = 3,
     max_digits: int = 7,
+    min_train_digits: int | None = None,
 ) -> dict[str, Path]:
     """Join takes into strings of connected digits and write a manifest for each split.
 
@@ -220,6 +221,9 @@ def prepare(
         Strings of each split (`num_test` for either test).
     min_digits, max_digits : int
         Length of a string, both included.
+    min_train_digits : int, optional
+        `min_digits` of the training strings; the same by default. An attention decoder finds its
+        alignment much earlier when some strings are single digits.
 
     Returns
     -------
@@ -236,10 +240,12 @@ def prepare(
     """
     root, out = Path(root).absolute(), Path(out).absolute()
     counts = dict(zip(SPLITS, (num_train, num_valid, num_test, num_test)))
-    if min(counts.values()) < 1 or not 1 <= min_digits <= max_digits:
+    shortest = dict.fromkeys(SPLITS, min_digits)
+    shortest["train"] = min_digits if min_train_digits is None else min_train_digits
+    if min(counts.values()) < 1 or not all(1 <= n <= max_digits for n in shortest.values()):
         raise ValueError(
             f"need at least one string a split and 1 <= min_digits <= max_digits, got {counts}, "
-            f"min_digits={min_digits}, max_digits={max_digits}"
+            f"min_digits={shortest}, max_digits={max_digits}"
         )
     takes = _find_takes(root)
     splits = _split_takes(takes, root, unseen_speaker)
@@ -249,7 +255,7 @@ def prepare(
         "unseen_speaker": unseen_speaker,
         "seed": seed,
         "counts": counts,
-        "digits": [min_digits, max_digits],
+        "digits": [shortest["train"], min_digits, max_digits],
     }
     manifests = {split: out / f"{split}.jsonl" for split in SPLITS}
     audio, stamp = out / "audio", out / f".{_STAMP}"
@@ -265,7 +271,7 @@ def prepare(
     try:
         for number, split in enumerate(SPLITS):
             random = np.random.default_rng([seed, number, 0])
-            lengths = (min_digits, max_digits)
+            lengths = (shortest[split], max_digits)
             strings = _plan_strings(split, splits[split], counts[split], lengths, random)
             key = (seed, number, 1)
             with preparation.one_thread():
