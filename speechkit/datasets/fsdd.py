@@ -245,7 +245,7 @@ def prepare(
     if min(counts.values()) < 1 or not all(1 <= n <= max_digits for n in shortest.values()):
         raise ValueError(
             f"need at least one string a split and 1 <= min_digits <= max_digits, got {counts}, "
-            f"min_digits={shortest}, max_digits={max_digits}"
+            f"min_digits={min_digits}, max_digits={max_digits}, min_train_digits={min_train_digits}"
         )
     takes = _find_takes(root)
     splits = _split_takes(takes, root, unseen_speaker)

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +160,8 @@ def test_errors_say_what_where_and_what_to_do(root: Path, tmp_path: Path) -> Non
         fsdd.prepare(root, tmp_path / "o", unseen_speaker="adam")
     with pytest.raises(ValueError, match="min_digits=5, max_digits=4"):
         fsdd.prepare(root, tmp_path / "o", unseen_speaker="eve", min_digits=5, max_digits=4)
+    with pytest.raises(ValueError, match="min_train_digits=0"):
+        fsdd.prepare(root, tmp_path / "o", unseen_speaker="eve", min_train_digits=0)
     bad = tmp_path / "bad"
     for digit in range(9):  # nobody says nine
         for take in (0, 5, 10):
@@ -198,3 +201,17 @@ def test_real_recordings(real_data: Path, tmp_path: Path, unseen: str) -> None:
         assert 0.01 < np.abs(samples).max() < 0.96
         assert -45 < 10 * np.log10(np.mean(samples**2)) < -12
         assert 0.2 < row.duration / len((row.text or "").split()) < 1.5
+
+
+def test_short_training_strings_leave_the_tests_as_they_are(root: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"unseen_speaker": "eve", "num_train": 14, "num_valid": 5}
+    long = fsdd.prepare(root, tmp_path / "long", num_test=5, **options)
+    short = fsdd.prepare(root, tmp_path / "short", num_test=5, min_train_digits=1, **options)
+    texts = {
+        name: {split: [row.text for row in read_manifest(path)] for split, path in paths.items()}
+        for name, paths in (("long", long), ("short", short))
+    }
+    assert {len(text.split()) for text in texts["short"]["train"]} == {1, 2, 3, 4, 5, 6, 7}
+    assert min(len(text.split()) for text in texts["long"]["train"]) == 3
+    for split in fsdd.SPLITS[1:]:
+        assert texts["short"][split] == texts["long"][split]
