@@ -11,6 +11,8 @@ A table stands in ``recipes/<task>/README.md`` between two markers::
 It has the runs of the YAMLs that the marker names, from ``recipes/<task>/results/``, where the
 files are called ``<yaml>-<seed>.json`` or ``<yaml>-<variant>-<seed>.json``. A variant (a speaker
 left out, say) has its own rows; several seeds are a mean with its standard deviation.
+``<yaml>:<variant>`` names one variant alone. ``layout=wide`` puts the splits side by side, one
+metric in them, a row for each model and each search of its test (``<split>@<search>``).
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def read_runs(task: Path) -> list[Run]:
     return sorted(runs, key=lambda run: (run.yaml, run.variant, run.results.seed))
 
 
-def make_rows(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[Row]:
+def make_rows(runs: Sequence[Run], metrics: Sequence[str] = (), *, means: bool = True) -> list[Row]:
     """Gather the numbers of runs: one row for each model, variant, split and metric.
 
     Parameters
@@ -124,6 +126,8 @@ def make_rows(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[Row]:
         In the order of the table.
     metrics : sequence of str
         Those to show; by default all but mere counts (of substitutions, say).
+    means : bool
+        Whether a YAML's variants are averaged too.
 
     Returns
     -------
@@ -139,7 +143,7 @@ def make_rows(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[Row]:
             model = f"{yaml} ({variant})" if variant else yaml
             parts += _rows_of(model, [run for run in own if run.variant == variant], metrics)
         rows += parts
-        if len(variants) > 1:
+        if means and len(variants) > 1:
             rows += _mean_rows(f"{yaml} (mean of {len(variants)})", parts)
     return rows
 
@@ -210,6 +214,24 @@ def format_table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def format_wide(rows: Sequence[Row]) -> list[str]:
+    """Write rows of one metric with the splits side by side, a line for each model and search."""
+    if not rows:
+        return [EMPTY]
+    splits = list(dict.fromkeys(row.split.partition("@")[0] for row in rows))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        split, _, search = row.split.partition("@")
+        line = cells.setdefault((row.model, search, row.seeds), {})
+        line[split] = format_value(row.values, row.unit)
+    head = ["model", "search", *(f"{rows[0].metric}, {split}" for split in splits), "seeds"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(splits) + "---|"]
+    for (model, search, seeds), values in cells.items():
+        line = [model, search, *(values.get(split, "") for split in splits), seeds]
+        lines.append("| " + " | ".join(line) + " |")
+    return lines
+
+
 def fill_tables(text: str, runs: Sequence[Run], where: str = "README.md") -> tuple[str, set[str]]:
     """Put the tables between the markers of a README.
 
@@ -241,9 +263,13 @@ def fill_tables(text: str, runs: Sequence[Run], where: str = "README.md") -> tup
             if begun:
                 raise DataError(f"{where}: results:begin of line {begun} has no {END}")
             begun = number
-            yamls, metrics = _parse_spec(match["spec"], f"{where}, line {number}")
-            shown |= yamls
-            table = format_table(make_rows([run for run in runs if run.yaml in yamls], metrics))
+            spec = _parse_spec(match["spec"], f"{where}, line {number}")
+            shown |= {yaml for yaml, _ in spec.models}
+            own = [run for run in runs if spec.wants(run)]
+            if spec.wide:
+                table = format_wide(make_rows(own, spec.metrics, means=False))
+            else:
+                table = format_table(make_rows(own, spec.metrics))
             lines += [line, "", *table, "", END]
         elif line.strip() == END:
             if not begun:
@@ -256,20 +282,34 @@ def fill_tables(text: str, runs: Sequence[Run], where: str = "README.md") -> tup
     return "\n".join(lines), shown
 
 
-def _parse_spec(spec: str, where: str) -> tuple[set[str], list[str]]:
-    yamls: set[str] = set()
-    metrics: list[str] = []
-    for word in spec.split():
-        key, equals, value = word.partition("=")
-        if equals and key != "metrics":
-            raise DataError(f"{where}: unknown option {word!r}; there is metrics=NAME,NAME")
-        if equals:
-            metrics = value.split(",")
-        else:
-            yamls.add(word)
-    if not yamls:
+class _Spec(NamedTuple):
+    """What a marker asks for: YAMLs with a variant or None for all, metrics, the layout."""
+
+    models: list[tuple[str, str | None]]
+    metrics: list[str]
+    wide: bool
+
+    def wants(self, run: Run) -> bool:
+        return any(run.yaml == y and v in (None, run.variant) for y, v in self.models)
+
+
+def _parse_spec(spec: str, where: str) -> _Spec:
+    words = spec.split()
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    models = [word.partition(":") for word in words if "=" not in word]
+    for key, value in options.items():
+        if key not in ("metrics", "layout"):
+            raise DataError(
+                f"{where}: unknown option {key}={value!r}; there are metrics=NAME,NAME and "
+                "layout=wide"
+            )
+    metrics = options["metrics"].split(",") if "metrics" in options else []
+    wide = "layout" in options
+    if wide and (options["layout"] != "wide" or len(metrics) != 1):
+        raise DataError(f"{where}: layout=wide, with one metric, is the only layout to ask for")
+    if not models:
         raise DataError(f"{where}: results:begin names no YAML")
-    return yamls, metrics
+    return _Spec([(y, v if colon else None) for y, colon, v in models], metrics, wide)
 
 
 def update(root: Path, *, check: bool) -> list[str]:

@@ -55,8 +55,8 @@ def _reset(layer: nn.Module) -> None:
                 nn.init.xavier_uniform_(gate)
             else:
                 nn.init.zeros_(gate)
-    if isinstance(layer, nn.LSTM):
-        nn.init.ones_(layer.bias_ih_l0.data[size : 2 * size])  # input, forget, cell, output
+        if name == "bias_ih_l0" and isinstance(layer, nn.LSTM):
+            nn.init.ones_(parameter.data[size : 2 * size])  # input, forget, cell, output
 
 
 class RecurrentEncoder(nn.Module):

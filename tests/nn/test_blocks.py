@@ -144,3 +144,14 @@ def test_a_batch_without_frames() -> None:
     out, lengths = encoder(torch.randn(2, 0, 8), torch.tensor([0, 0]))
     assert lengths.tolist() == [0, 0]
     assert (out == 0).all()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_recurrent_layers_start_orthogonal_and_an_lstm_remembers(cell: str) -> None:
+    encoder = RecurrentEncoder(input_size=5, hidden_size=6, num_layers=2, cell=cell)
+    for layer in (*encoder.ahead, *encoder.back):
+        for gate in layer.weight_hh_l0.split(6):
+            torch.testing.assert_close(gate @ gate.T, torch.eye(6), atol=1e-5, rtol=0)
+        biases = (layer.bias_ih_l0 + layer.bias_hh_l0).split(6)
+        forget = 1 if cell == "lstm" else None  # input, forget, cell, output
+        assert [float(b.mean()) for b in biases] == [float(i == forget) for i in range(len(biases))]
