@@ -129,10 +129,7 @@ class Brain:
         return []
 
     def end_validation(self) -> dict[str, float]:
-        """Give more numbers of a validation pass, once all its batches went through ``evaluate``.
-
-        All ranks call it.
-        """
+        """Give more numbers of a validation pass after its last batch; all ranks call it."""
         return {}
 
     # ---------------------------------------------------------------- training
@@ -279,18 +276,12 @@ class Brain:
         return False
 
     def _note_skipped(self, batches: list[Batch]) -> None:
-        position, options = self.position, self.training
+        position = self.position
         position.skipped += 1
         position.nonfinite_run += 1
         ids = ", ".join(i for batch in batches for i in batch.ids)
         logger.warning("step %d skipped: loss or gradient not finite, with %s", position.step, ids)
-        if position.nonfinite_run >= options.max_nonfinite:
-            raise TrainingError(
-                f"{position.nonfinite_run} updates in a row had no finite loss or gradient (up to "
-                f"step {position.step}). Try a lower learning rate or a longer warm-up, a smaller "
-                f"training.max_grad_norm (now {options.max_grad_norm}), training.precision float32 "
-                f"(now {options.precision}), and look at the utterances named in the log"
-            )
+        self.training.check_skipped(position)
 
     def note_failures(self, failures: Iterable[Failure]) -> None:
         """Log utterances that cannot be used, and stop when they are too many.
@@ -315,10 +306,7 @@ class Brain:
     def test(self, suffix: str = "") -> dict[str, list[Result]]:
         """Evaluate every test split, each utterance once, and write rows and summaries.
 
-        Parameters
-        ----------
-        suffix : str
-            Added to the names of the splits: a task that tests in several ways tells them apart.
+        ``suffix`` is added to the splits' names, for tasks that test in several ways.
         """
         results = {}
         for split in self.data.test_splits:

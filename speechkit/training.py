@@ -99,6 +99,16 @@ class Training:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def check_skipped(self, position: Position) -> None:
+        """Raise a `TrainingError` after ``max_nonfinite`` skipped updates in a row."""
+        if position.nonfinite_run >= self.max_nonfinite:
+            raise TrainingError(
+                f"{position.nonfinite_run} updates in a row had no finite loss or gradient (up to "
+                f"step {position.step}). Try a lower learning rate or a longer warm-up, a smaller "
+                f"training.max_grad_norm (now {self.max_grad_norm}), training.precision float32 "
+                f"(now {self.precision}), and look at the utterances named in the log"
+            )
+
 
 @dataclass
 class Position:

@@ -242,6 +242,29 @@ def test_a_marker_chooses_metrics_and_yamls(tree: Path) -> None:
     assert "old" not in readme(tree)
 
 
+def test_splits_and_searches_side_by_side(tree: Path) -> None:
+    path = tree / "recipes" / "asr" / "README.md"
+    path.write_text(
+        "<!-- results:begin toy_ctc:theo big metrics=WER layout=wide -->\n<!-- results:end -->"
+    )
+    for variant, wer in (("jackson", 9.0), ("theo", 2.0)):
+        put(tree, f"toy_ctc-{variant}-1", make_results(wer, 1))
+    big = make_results(1.0, 1, "big")
+    for split, wer in (("test@greedy", 1.0), ("test@beam", 0.5), ("far@greedy", 4.0)):
+        big.results[split] = make_results(wer, 1).results["test"]
+    del big.results["test"]
+    put(tree, "big-1", big)
+    assert run_tool(tree) == 0
+    table = [line for line in readme(tree).splitlines() if line.startswith("|")]
+    assert table == [
+        "| model | search | WER, test | WER, far | seeds |",
+        "|---|---|---:|---:|---|",
+        "| big | greedy | 1.00 % | 4.00 % | 1 |",
+        "| big | beam | 0.50 % |  | 1 |",
+        "| toy_ctc (theo) |  | 2.00 % |  | 1 |",
+    ]
+
+
 def test_no_results_yet(tree: Path) -> None:
     assert run_tool(tree) == 0
     assert tool.EMPTY in readme(tree)
@@ -254,6 +277,7 @@ def test_no_results_yet(tree: Path) -> None:
         ("x\n<!-- results:end -->\n", "line 2: results:end without"),
         ("<!-- results:begin metrics=WER -->\n<!-- results:end -->", "names no YAML"),
         ("<!-- results:begin a colour=red -->\n<!-- results:end -->", "unknown option"),
+        ("<!-- results:begin a layout=wide -->\n<!-- results:end -->", "with one metric"),
     ],
 )
 def test_faulty_markers_are_named(

@@ -227,8 +227,8 @@ def format_wide(rows: Sequence[Row]) -> list[str]:
     head = ["model", "search", *(f"{rows[0].metric}, {split}" for split in splits), "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(splits) + "---|"]
     for (model, search, seeds), values in cells.items():
-        line = [model, search, *(values.get(split, "") for split in splits), seeds]
-        lines.append("| " + " | ".join(line) + " |")
+        row_cells = [model, search, *(values.get(split, "") for split in splits), seeds]
+        lines.append("| " + " | ".join(row_cells) + " |")
     return lines
 
 
