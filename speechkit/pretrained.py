@@ -140,7 +140,8 @@ def _write_files(model: nn.Module, folder: Path, files: Mapping[str, bytes]) -> 
 def _model_card(model: nn.Module, config: Mapping[str, Any]) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
     name = type(model).__name__
-    use = 'model.transcribe("speech.wav").text' if hasattr(model, "transcribe") else "model.eval()"
+    uses = {"transcribe": 'model.transcribe("speech.wav").text', "score": 'model.score(["A LINE"])'}
+    use = next((line for name, line in uses.items() if hasattr(model, name)), "model.eval()")
     lines = [
         "---",
         "library_name: speechkit",

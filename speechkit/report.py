@@ -174,16 +174,22 @@ def learning_curves(run: Run) -> str:
 
 
 def results_table(run: Run) -> str:
-    """Write every number: a row for each metric, a column for each split."""
+    """Write every number: a row for each metric, a column for each split, or the other way."""
     results = {k: v for k, v in (run.results.results if run.results else {}).items() if v}
     if not results:
         return ""
-    rows = []
-    for metric in dict.fromkeys(r.metric for numbers in results.values() for r in numbers):
-        found = ([r for r in numbers if r.metric == metric] for numbers in results.values())
-        rows.append((escape(metric), *(" ".join(map(_counted, own)) for own in found)))
-    numeric = range(1, len(results) + 1)
-    return "<h2>Results</h2>" + table(("metric", *results), rows, numeric)
+    metrics = list(dict.fromkeys(r.metric for numbers in results.values() for r in numbers))
+
+    def cell(split: str, metric: str) -> str:
+        return " ".join(_counted(r) for r in results[split] if r.metric == metric)
+
+    if len(results) > len(metrics):  # several searches of several splits: too wide for a page
+        head: tuple[str, ...] = ("split", *metrics)
+        rows = [(escape(s), *(cell(s, metric) for metric in metrics)) for s in results]
+    else:
+        head = ("metric", *results)
+        rows = [(escape(metric), *(cell(s, metric) for s in results)) for metric in metrics]
+    return "<h2>Results</h2>" + table(head, rows, range(1, len(head)))
 
 
 def attention(run: Run) -> str:
@@ -230,8 +236,8 @@ def worst_utterances(run: Run) -> str:
     parts = []
     splits = run.splits()
     for split, rows in splits:
-        if not rows:
-            continue
+        if not any(row.keys() & {"hypothesis", "error"} for row in rows):
+            continue  # nothing is right or wrong about a line of a language model's test
         graded = sorted(((errors(row), row) for row in rows), key=lambda pair: -pair[0])
         wrong = [row for grade, row in graded if grade > 0][:WORST]
         share = max(1, run.players // max(1, len(splits)))  # the last split has its players too
