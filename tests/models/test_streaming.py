@@ -40,7 +40,11 @@ def _encoder(name: str) -> nn.Module:
                                          bidirectional=False),
     }  # fmt: skip
     front = ConvSubsampling(input_size=20, channels=(4, 4), strides=(2, 1), output_size=16)
-    return Stack([front, layers[name]()])
+    encoder = Stack([front, layers[name]()])
+    for parameter_name, parameter in encoder.named_parameters():
+        if "bias_ih" in parameter_name:  # an LSTM that forgets, so that its labels change
+            nn.init.constant_(parameter, -0.5)
+    return encoder
 
 
 def _audio(seconds: float = 3.0) -> Tensor:
@@ -58,7 +62,7 @@ def _audio(seconds: float = 3.0) -> Tensor:
 
 
 def _model(name: str, **changes: Any) -> CTCRecognizer:
-    torch.manual_seed(7)
+    torch.manual_seed(5 if name == "lstm" else 7)  # models that say something
     arguments: dict[str, Any] = {
         "features": LogMel(sample_rate=RATE, n_fft=200, hop_length=80, num_mels=20),
         "normalize": GlobalNorm(num_features=20),
