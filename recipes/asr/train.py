@@ -25,6 +25,7 @@ from speechkit.losses.ctc import ctc_loss, min_frames
 from speechkit.metrics.results import Result
 from speechkit.models.asr import AttentionOutput, CTCOutput
 from speechkit.monitor import AlignmentMonitor
+from speechkit.nn.stepping import as_sentences
 from speechkit.run import run
 from speechkit.training import Stage
 
@@ -127,13 +128,11 @@ class Recognition(Brain):
         return (losses / target_lengths.clamp(min=1)).masked_fill(short, 0.0)
 
     def _attention_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        labels, lengths = batch.tokens
-        targets = torch.nn.functional.pad(labels, (0, 1))
-        targets.scatter_(1, lengths.unsqueeze(1), 0)  # label 0 ends a sentence
+        _, targets, lengths = as_sentences(*batch.tokens)
         losses = sequence_cross_entropy(
-            outputs.decoded.logits, targets, lengths + 1, label_smoothing=self.label_smoothing
+            outputs.decoded.logits, targets, lengths, label_smoothing=self.label_smoothing
         )
-        return losses / (lengths + 1)
+        return losses / lengths
 
     def test(self, suffix: str = "") -> dict[str, list[Result]]:
         """Test with each search in turn."""

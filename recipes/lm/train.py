@@ -15,7 +15,7 @@ from torch import Tensor
 from speechkit.brain import Brain
 from speechkit.data.batch import Batch
 from speechkit.losses.cross_entropy import sequence_cross_entropy
-from speechkit.models.lm import as_sentences
+from speechkit.nn.stepping import as_sentences
 from speechkit.run import run
 from speechkit.training import Stage
 

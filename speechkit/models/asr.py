@@ -14,7 +14,7 @@ from speechkit.models.streaming import StreamingTranscriber
 from speechkit.models.transcribe import Transcriber
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masking import Padded
-from speechkit.nn.stepping import DecoderOutput
+from speechkit.nn.stepping import DecoderOutput, as_sentences
 
 FeatureTransform = Callable[[Tensor, Tensor], Tensor]
 Search = Callable[..., Sequence[Any]]
@@ -322,8 +322,8 @@ class AttentionRecognizer(_Recognizer):
         if self.head is not None:
             log_probs = self.head(memory).float().log_softmax(dim=-1)
         if tokens is not None and token_lengths is not None:
-            inputs = nn.functional.pad(tokens, (1, 0))  # label 0 begins a sentence
-            decoded = self.decoder(inputs, token_lengths + 1, memory, lengths)
+            inputs, _, sizes = as_sentences(tokens, token_lengths)
+            decoded = self.decoder(inputs, sizes, memory, lengths)
         return AttentionOutput(log_probs, lengths, memory, decoded)
 
     def decode(

@@ -8,57 +8,17 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from speechkit.losses.cross_entropy import sequence_cross_entropy
 from speechkit.nn.dropout import Dropout
-from speechkit.nn.masking import length_mask, mask_padding
+from speechkit.nn.masking import length_mask
 from speechkit.nn.rnn import RecurrentEncoder
-from speechkit.nn.stepping import END, Start, StepOutput
+from speechkit.nn.stepping import END, Start, StepOutput, as_sentences
 from speechkit.nn.token_cache import TokenState
 from speechkit.nn.transformer import Activation
 from speechkit.nn.transformer_decoder import CausalTransformer
-
-
-class Sentences(NamedTuple):
-    """Label sequences as a model that predicts the next one takes them.
-
-    Attributes
-    ----------
-    inputs : Tensor
-        Shape ``(B, U + 1)``: ``[END, y1 .. yU]``.
-    targets : Tensor
-        Shape ``(B, U + 1)``: ``[y1 .. yU, END]``.
-    lengths : Tensor
-        Shape ``(B,)``: labels of each and one more.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    lengths: Tensor
-
-
-def as_sentences(tokens: Tensor, token_lengths: Tensor) -> Sentences:
-    """Put the begin before the labels and the end behind them.
-
-    Parameters
-    ----------
-    tokens : Tensor
-        Shape ``(B, U)``, int64; what lies beyond an item's length means nothing.
-    token_lengths : Tensor
-        Shape ``(B,)``.
-
-    Examples
-    --------
-    >>> sentences = as_sentences(torch.tensor([[3, 4], [5, 9]]), torch.tensor([2, 1]))
-    >>> sentences.inputs.tolist(), sentences.targets.tolist(), sentences.lengths.tolist()
-    ([[0, 3, 4], [0, 5, 0]], [[3, 4, 0], [5, 0, 0]], [3, 2])
-    """
-    tokens = mask_padding(tokens, token_lengths, END)
-    return Sentences(F.pad(tokens, (1, 0), value=END), F.pad(tokens, (0, 1), value=END),
-                     token_lengths + 1)  # fmt: skip
 
 
 class Perplexity(NamedTuple):

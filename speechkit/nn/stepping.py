@@ -15,12 +15,54 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from speechkit.nn.masking import mask_padding
 
 END = 0
 """Begin and end of a sentence in attention decoders and language models; in CTC the blank."""
 
 _State = TypeVar("_State")
+
+
+class Sentences(NamedTuple):
+    """Label sequences as a model that predicts the next one takes them.
+
+    Attributes
+    ----------
+    inputs : Tensor
+        Shape ``(B, U + 1)``: ``[END, y1 .. yU]``.
+    targets : Tensor
+        Shape ``(B, U + 1)``: ``[y1 .. yU, END]``.
+    lengths : Tensor
+        Shape ``(B,)``: labels of each and one more.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+
+def as_sentences(tokens: Tensor, token_lengths: Tensor) -> Sentences:
+    """Put the begin before the labels and the end behind them.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        Shape ``(B, U)``, int64; what lies beyond an item's length means nothing.
+    token_lengths : Tensor
+        Shape ``(B,)``.
+
+    Examples
+    --------
+    >>> sentences = as_sentences(torch.tensor([[3, 4], [5, 9]]), torch.tensor([2, 1]))
+    >>> sentences.inputs.tolist(), sentences.targets.tolist(), sentences.lengths.tolist()
+    ([[0, 3, 4], [0, 5, 0]], [[3, 4, 0], [5, 0, 0]], [3, 2])
+    """
+    tokens = mask_padding(tokens, token_lengths, END)
+    return Sentences(F.pad(tokens, (1, 0), value=END), F.pad(tokens, (0, 1), value=END),
+                     token_lengths + 1)  # fmt: skip
 
 
 class DecoderOutput(NamedTuple):

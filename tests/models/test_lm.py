@@ -20,10 +20,9 @@ from speechkit.models.lm import (
     LanguageModel,
     LSTMLanguageModel,
     TransformerLanguageModel,
-    as_sentences,
 )
 from speechkit.nn.masking import length_mask
-from speechkit.nn.stepping import select_beams
+from speechkit.nn.stepping import as_sentences, select_beams
 
 TOKENIZER = CharTokenizer(symbols=list(" abcdefg"))
 V = TOKENIZER.vocab_size
