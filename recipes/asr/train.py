@@ -69,17 +69,24 @@ class Recognition(Brain):
         self.ctc_weight = ctc_weight
         self.label_smoothing = label_smoothing
         self.monitor = AlignmentMonitor()
-        self._check_dial()
+        self._check_options()
 
-    def _check_dial(self) -> None:
-        has_decoder = hasattr(self.model, "decoder")
-        has_ctc = not has_decoder or bool(self.model.ctc)
+    def _check_options(self) -> None:
+        model: Any = self.model
+        has_decoder = hasattr(model, "decoder")
+        has_ctc = not has_decoder or bool(model.ctc)
         if not 0.0 <= self.ctc_weight <= 1.0:
             raise ValueError(f"ctc_weight must be in [0, 1], got {self.ctc_weight}")
         if self.ctc_weight < 1.0 and not has_decoder:
             raise ValueError(f"ctc_weight is {self.ctc_weight}, but the model has no decoder")
         if self.ctc_weight > 0.0 and not has_ctc:
             raise ValueError(f"ctc_weight is {self.ctc_weight}, but the model was made with no CTC")
+        for name, search in self.searches.items():
+            if search is not None:  # not after hours of training
+                try:
+                    model.check_search(search)
+                except ValueError as error:
+                    raise ValueError(f"search{name and '.' + name}: {error}") from error
 
     def compute_forward(self, batch: Batch, stage: Stage) -> CTCOutput | AttentionOutput:
         """Go from waveforms to posteriors, through SpecAugment in training."""

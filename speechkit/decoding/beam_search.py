@@ -160,7 +160,7 @@ class BeamSearch:
         """
         sizes = _sizes(memory, lengths)
         vocab_size = self._vocab_size(decoder, ctc_log_probs, memory)
-        self._check_vocabulary(vocab_size, pieces)
+        self.check_vocabulary(vocab_size, pieces)
         results = [[Hypothesis([], 0.0, [], [], [])] for _ in sizes]
         items = [item for item, size in enumerate(sizes) if size]  # no frames: no labels
         if not items:
@@ -282,7 +282,16 @@ class BeamSearch:
             )
         return vocab_size
 
-    def _check_vocabulary(self, vocab_size: int, pieces: Sequence[str] | None) -> None:
+    def check_vocabulary(self, vocab_size: int, pieces: Sequence[str] | None) -> None:
+        """Raise a ValueError where the beam or the language model does not fit a recogniser.
+
+        Parameters
+        ----------
+        vocab_size : int
+            Labels of the recogniser.
+        pieces : sequence of str, optional
+            The string of each label.
+        """
         if self.beam_size > vocab_size:
             raise ValueError(
                 f"beam_size={self.beam_size} is wider than the vocabulary of {vocab_size} labels: "

@@ -205,6 +205,14 @@ class CTCRecognizer(_Recognizer):
         encoded, lengths = self.encode(waveforms, lengths, feature_transform=feature_transform)
         return CTCOutput(self.head(encoded).float().log_softmax(dim=-1), lengths)
 
+    def check_search(self, search: Search) -> None:
+        """Raise a ValueError for a search that this recogniser cannot be decoded with."""
+        if isinstance(search, BeamSearch):
+            raise ValueError(
+                "BeamSearch goes along with an attention decoder, and this recogniser has none: "
+                "take a PrefixBeamSearch"
+            )
+
     def decode(self, output: CTCOutput, search: Search | None = None) -> list[list[Hypothesis]]:
         """Search the posteriors: for each item its hypotheses, best first.
 
@@ -326,6 +334,24 @@ class AttentionRecognizer(_Recognizer):
             decoded = self.decoder(inputs, sizes, memory, lengths)
         return AttentionOutput(log_probs, lengths, memory, decoded)
 
+    def check_search(self, search: Search) -> None:
+        """Raise a ValueError for a search that this recogniser cannot be decoded with."""
+        name = type(search).__name__
+        if not isinstance(search, BeamSearch):
+            if not self.ctc:
+                raise ValueError(
+                    f"{name} searches the posteriors of a CTC head, and this recogniser has none: "
+                    "take a BeamSearch, or train it with ctc: true"
+                )
+            return
+        if search.ctc_weight > 0.0 and not self.ctc:
+            raise ValueError(
+                f"{name} has ctc_weight={search.ctc_weight}, and this recogniser has no CTC head: "
+                "set it to 0, or train it with ctc: true"
+            )
+        pieces = getattr(self.tokenizer, "pieces", None)
+        search.check_vocabulary(int(self.tokenizer.vocab_size), pieces)
+
     def decode(
         self, output: AttentionOutput, search: Search | None = None
     ) -> list[list[Hypothesis]]:
@@ -342,19 +368,15 @@ class AttentionRecognizer(_Recognizer):
         Raises
         ------
         ValueError
-            If the search is one of posteriors and there is no CTC head.
+            If the search does not fit, as `check_search` says.
         """
         search = search or BeamSearch(beam_size=1)
+        self.check_search(search)
         if isinstance(search, BeamSearch):
             return search(
                 cast(Any, self.decoder), output.memory, output.lengths, output.log_probs,
                 pieces=getattr(self.tokenizer, "pieces", None),
             )  # fmt: skip
-        if output.log_probs is None:
-            raise ValueError(
-                f"{type(search).__name__} searches the posteriors of a CTC head, and this "
-                "recogniser has none: take a BeamSearch, or train it with ctc: true"
-            )
         return _n_best(search(output.log_probs, output.lengths))
 
     def joins_posteriors(self, search: Search | None) -> bool:

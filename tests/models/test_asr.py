@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from speechkit.decoding.beam_search import BeamSearch
 from speechkit.models.asr import CTCRecognizer
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.conv import ConvEncoder, ConvSubsampling
@@ -165,6 +166,11 @@ def test_arguments_are_attributes() -> None:
     assert model.normalize is normalize
     assert model.tokenizer is TOKENIZER
     assert (model.sample_rate, model.dropout) == (8000, 0.25)
+
+
+def test_refuses_a_search_along_a_decoder() -> None:
+    with pytest.raises(ValueError, match="this recogniser has none: take a PrefixBeamSearch"):
+        _recognizer(_cnn_bilstm()).check_search(BeamSearch(beam_size=2))
 
 
 def test_refuses_parts_that_do_not_fit() -> None:

@@ -15,6 +15,7 @@ from speechkit.decoding.ctc import PrefixBeamSearch, greedy
 from speechkit.features.spectrum import LogMel
 from speechkit.losses.cross_entropy import sequence_cross_entropy
 from speechkit.models.asr import AttentionRecognizer
+from speechkit.models.lm import LSTMLanguageModel
 from speechkit.nn.contexts import LocationContext
 from speechkit.nn.conv import ConvSubsampling
 from speechkit.nn.rnn import RecurrentEncoder
@@ -112,6 +113,23 @@ def test_without_ctc_a_search_of_posteriors_is_refused() -> None:
     assert model.beam_search(4).ctc_weight == 0.0
     with pytest.raises(ValueError, match="this recogniser has none: take a BeamSearch"):
         model.decode(output, PrefixBeamSearch())
+
+
+def test_a_search_that_does_not_fit_is_refused() -> None:
+    foreign = LSTMLanguageModel(
+        tokenizer=CharTokenizer(symbols=["b", "a", "c", "d", " "]), embed_dim=4, hidden_size=4,
+        num_layers=1,
+    )  # fmt: skip
+    with_ctc, without = _model(_gru()), _model(_gru(), ctc=False)
+    with_ctc.check_search(BeamSearch(beam_size=6, ctc_weight=0.5))
+    with_ctc.check_search(PrefixBeamSearch())
+    for model, search, message in (
+        (with_ctc, BeamSearch(beam_size=7), "beam_size=7 is wider than the vocabulary of 6"),
+        (with_ctc, BeamSearch(beam_size=2, lm=foreign, lm_weight=0.1), "label 1 is 'a' in the rec"),
+        (without, BeamSearch(beam_size=2, ctc_weight=0.5), "this recogniser has no CTC head"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.check_search(search)
 
 
 @pytest.mark.parametrize("make", [_gru, _transformer])

@@ -200,6 +200,27 @@ def test_recogniser(
     assert isinstance(transcript.text, str)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--search.beam.beam_size", "99"], "search.beam: beam_size=99 is wider than the vocab"),
+        (["--ctc_weight", "1.5"], "ctc_weight must be in [0, 1], got 1.5"),
+        (["--model.ctc", "false", "--search.ctc", "null"], "the model was made with no CTC"),
+    ],
+)
+def test_what_cannot_be_tested_is_not_trained(
+    changes: list[str],
+    message: str,
+    arguments: Callable[[Path], list[str]],
+    recipe: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    yaml = ROOT / "recipes/asr/hparams/fsdd_joint.yaml"
+    with pytest.raises(SystemExit):
+        run(recipe("asr").Recognition, [*arguments(yaml), *ONE_EPOCH, *changes])
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("yaml", of_task("lm"))
 def test_language_model(
     yaml: Path,
