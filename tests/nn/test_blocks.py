@@ -152,6 +152,6 @@ def test_recurrent_layers_start_orthogonal_and_an_lstm_remembers(cell: str) -> N
     for layer in (*encoder.ahead, *encoder.back):
         for gate in layer.weight_hh_l0.split(6):
             torch.testing.assert_close(gate @ gate.T, torch.eye(6), atol=1e-5, rtol=0)
-        biases = (layer.bias_ih_l0 + layer.bias_hh_l0).split(6)
+        biases = (layer.bias_ih_l0 + layer.bias_hh_l0).detach().split(6)
         forget = 1 if cell == "lstm" else None  # input, forget, cell, output
         assert [float(b.mean()) for b in biases] == [float(i == forget) for i in range(len(biases))]
