@@ -74,7 +74,19 @@ class StepScorer(Protocol):
         ...
 
 
-class AttentionScorer:
+class _Stepped:
+    """What scorers share whose state is a step decoder's and whose scores are log-probabilities."""
+
+    def select(self, fixed: Any, state: Any, parents: Tensor, tokens: Tensor) -> Any:
+        """Gather the states of the parents."""
+        return select_beams(state, parents)
+
+    def headroom(self, fixed: Any, state: Any, remaining: Tensor) -> Tensor | float:
+        """Return 0."""
+        return 0.0
+
+
+class AttentionScorer(_Stepped):
     """The attention decoder's log-probabilities.
 
     Parameters
@@ -104,14 +116,6 @@ class AttentionScorer:
         """Step the decoder."""
         return _only(self.decoder.step(tokens, fixed, state), candidates)
 
-    def select(self, fixed: Any, state: Any, parents: Tensor, tokens: Tensor) -> Any:
-        """Gather the states of the parents."""
-        return select_beams(state, parents)
-
-    def headroom(self, fixed: Any, state: Any, remaining: Tensor) -> Tensor | float:
-        """Return 0."""
-        return 0.0
-
 
 class StepLanguageModel(Protocol):
     """A language model as a search sees it."""
@@ -127,7 +131,7 @@ class StepLanguageModel(Protocol):
         ...
 
 
-class LanguageModelScorer:
+class LanguageModelScorer(_Stepped):
     """A language model's log-probabilities: shallow fusion.
 
     Parameters
@@ -160,14 +164,6 @@ class LanguageModelScorer:
     ) -> StepOutput:
         """Step the language model."""
         return _only(self.lm.step(tokens, fixed, state), candidates)
-
-    def select(self, fixed: Any, state: Any, parents: Tensor, tokens: Tensor) -> Any:
-        """Gather the states of the parents."""
-        return select_beams(state, parents)
-
-    def headroom(self, fixed: Any, state: Any, remaining: Tensor) -> Tensor | float:
-        """Return 0."""
-        return 0.0
 
 
 class LengthBonus:

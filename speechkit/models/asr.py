@@ -373,10 +373,9 @@ class AttentionRecognizer(_Recognizer):
         search = search or BeamSearch(beam_size=1)
         self.check_search(search)
         if isinstance(search, BeamSearch):
-            return search(
-                cast(Any, self.decoder), output.memory, output.lengths, output.log_probs,
-                pieces=getattr(self.tokenizer, "pieces", None),
-            )  # fmt: skip
+            # The labels were compared above, once is enough.
+            decoder = cast(Any, self.decoder)
+            return search(decoder, output.memory, output.lengths, output.log_probs)
         return _n_best(search(output.log_probs, output.lengths))
 
     def joins_posteriors(self, search: Search | None) -> bool:
