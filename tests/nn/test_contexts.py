@@ -184,3 +184,18 @@ def test_errors_name_the_values() -> None:
     fixed = context.fix(_memory(), LENGTHS)
     with pytest.raises(ValueError, match="each of the 2 queries"):
         context(torch.zeros(3, 2, 6), fixed, context.start(fixed))
+
+
+@pytest.mark.parametrize("kind", ["additive", "location"])
+def test_items_in_blocks_equal_all_at_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    context = CONTEXTS[kind](value_size=None)
+    memory, queries = _memory(0.0), torch.randn(3, 2, 6)
+    fixed = context.fix(memory, LENGTHS)
+    state = select_beams(context.start(fixed), torch.zeros(3, 2, dtype=torch.long))
+    whole = context(queries, fixed, state)  # with gradients: never in blocks
+    monkeypatch.setattr("speechkit.nn.contexts._BLOCK_VALUES", 1)
+    with torch.no_grad():
+        blocks = context(queries, fixed, state)
+    torch.testing.assert_close(blocks.context, whole.context)
+    torch.testing.assert_close(blocks.weights, whole.weights)
