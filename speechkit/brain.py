@@ -66,8 +66,9 @@ class Brain:
     Attributes
     ----------
     forward : callable
-        What ``compute_forward`` calls: ``model`` or, in training, its compiled or distributed
-        wrapper.
+        What ``compute_forward`` calls: ``model`` or, in training, its compiled or distributed form.
+    split : str
+        Which split is being evaluated.
     """
 
     scorer: str | None = None
@@ -108,6 +109,7 @@ class Brain:
             maximize=training.maximize,
         )
         self.stop = StopRequest()
+        self.split = ""
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self._loader_options: dict[str, Any] = {
             "rank": self.rank, "world_size": self.world_size,
@@ -209,7 +211,7 @@ class Brain:
             "train/skipped_steps": position.skipped, "seconds": seconds,
             "utterances_per_second": items / max(seconds, 1e-9), **self.updater.rates,
         }  # fmt: skip
-        metrics = self.validate()
+        metrics = self.validate() if options.validates(position.epoch + 1) else {}
         if metrics:
             if options.metric not in metrics:
                 self.save()
@@ -310,8 +312,8 @@ class Brain:
         """
         results = {}
         for split in self.data.test_splits:
-            _, rows = self._evaluate_split(split, Stage.TEST)
             name = split + suffix
+            _, rows = self._evaluate_split(split, Stage.TEST)
             results[name] = self._score(rows)
             if distributed.is_main():
                 write_test(self.folder, name, rows, self.scorer or "", results[name])
@@ -322,6 +324,7 @@ class Brain:
 
     def _evaluate_split(self, split: str, stage: Stage) -> tuple[float, list[dict[str, Any]]]:
         self.model.eval()
+        self.split = split
         wrapped, self.forward = self.forward, self.model
         loader = self.data.eval_loader(split, **self._loader_options)
         rows: list[dict[str, Any]] = []

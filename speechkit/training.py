@@ -57,7 +57,9 @@ class Training:
     average_best : int
         Test with the mean of the weights of this many best checkpoints.
     patience : int, optional
-        Stop after this many epochs without a better metric.
+        Stop after this many validated epochs without a better metric.
+    validate_every : int
+        Validate after every so many epochs, and after the last.
     checkpoint_minutes : float
         Save in the middle of an epoch at this interval.
     max_nonfinite : int
@@ -81,6 +83,7 @@ class Training:
     ema_decay: float | None = None
     average_best: int = 1
     patience: int | None = None
+    validate_every: int = 1
     checkpoint_minutes: float = 15.0
     max_nonfinite: int = 10
 
@@ -90,7 +93,7 @@ class Training:
             problems.append(
                 f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}"
             )
-        for name in ("epochs", "accumulation", "average_best", "max_nonfinite"):
+        for name in ("epochs", "accumulation", "average_best", "validate_every", "max_nonfinite"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 problems.append(
@@ -98,6 +101,10 @@ class Training:
                 )
         if problems:
             raise ValueError("; ".join(problems))
+
+    def validates(self, epoch: int) -> bool:
+        """Whether validation follows an epoch, counted from 1."""
+        return epoch % self.validate_every == 0 or epoch == self.epochs
 
     def check_skipped(self, position: Position) -> None:
         """Raise a `TrainingError` after ``max_nonfinite`` skipped updates in a row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from speechkit.data.dataset import SpeechDataset, Transform
@@ -25,6 +26,11 @@ class SpeechData(SplitData):
         Applied to the items of every split; they decide the fields of a batch.
     augment : sequence of Transform
         Applied after them, to training items only.
+    train_transforms : sequence of Transform, optional
+        In the place of ``transforms`` for training items: crops, or mixing on the fly.
+    crop_seconds : float, optional
+        What ``train_transforms`` leave of an utterance at most; the budget of training batches
+        counts that. Evaluation takes whole utterances.
     max_batch_seconds : float
         Longest utterance times number of utterances of a training batch stays within it.
     max_utterance_seconds : float, optional
@@ -39,7 +45,8 @@ class SpeechData(SplitData):
         Keep the first so many training utterances.
     overfit : int, optional
         Keep the first so many training utterances, put them in the place of every other split too,
-        and leave augmentation out: a model that cannot learn these by heart has a fault.
+        and leave ``augment`` and ``train_transforms`` out: a model that cannot learn these by heart
+        has a fault.
     eval_batch_seconds : float, optional
         The budget of evaluation, by default as in training; a longer utterance is alone.
     seed : int
@@ -75,6 +82,8 @@ class SpeechData(SplitData):
         test: Mapping[str, File] | None = None,
         transforms: Sequence[Transform],
         augment: Sequence[Transform] = (),
+        train_transforms: Sequence[Transform] | None = None,
+        crop_seconds: float | None = None,
         max_batch_seconds: float,
         max_utterance_seconds: float | None = None,
         num_workers: int = 0,
@@ -92,6 +101,12 @@ class SpeechData(SplitData):
         )  # fmt: skip
         self.transforms = list(transforms)
         self.augment = list(augment) if overfit is None else []
+        self.train_transforms = self.transforms
+        self.crop_seconds = crop_seconds or math.inf
+        if overfit is not None:
+            self.crop_seconds = math.inf
+        elif train_transforms is not None:
+            self.train_transforms = list(train_transforms)
         self.max_batch_seconds = max_batch_seconds
         self.max_utterance_seconds = max_utterance_seconds
         self.max_batch_size = max_batch_size
@@ -103,7 +118,7 @@ class SpeechData(SplitData):
         if "train" in self.paths:
             self.train_items = self.select_train(
                 self.utterances["train"],
-                lambda utterance: utterance.duration,
+                self._train_seconds,
                 longest=("max_utterance_seconds", max_utterance_seconds),
                 budget=("max_batch_seconds", max_batch_seconds),
                 limit=self.limit,
@@ -111,18 +126,21 @@ class SpeechData(SplitData):
         if overfit is not None:
             self.utterances = dict.fromkeys(self.paths, self.train_items)
         self.sampler = BucketBatchSampler(
-            [utterance.duration for utterance in self.train_items],
+            [self._train_seconds(utterance) for utterance in self.train_items],
             max_batch_seconds=max_batch_seconds,
             num_buckets=num_buckets,
             max_batch_size=max_batch_size,
             seed=seed,
         )
 
+    def _train_seconds(self, utterance: Utterance) -> float:
+        return min(utterance.duration, self.crop_seconds)
+
     def items(self, split: str, *, training: bool) -> SpeechDataset:
         """Return a split's utterances taken through the transforms, and augmented in training."""
         return SpeechDataset(
             self.train_items if split == "train" else self.utterances[split],
-            transforms=[*self.transforms, *(self.augment if training else ())],
+            transforms=[*self.train_transforms, *self.augment] if training else self.transforms,
             seed=self.seed,
             skip_bad=True,
         )

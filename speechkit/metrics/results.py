@@ -87,6 +87,10 @@ class _Scorers(Mapping[str, Scorer]):
 
 
 SCORERS: Mapping[str, Scorer] = _Scorers(
-    {"asr": "speechkit.metrics.wer:summarize", "lm": "speechkit.metrics.perplexity:summarize"}
+    {
+        "asr": "speechkit.metrics.wer:summarize",
+        "lm": "speechkit.metrics.perplexity:summarize",
+        "separation": "speechkit.metrics.separation:summarize",
+    }
 )
 """From a recipe's per-utterance rows to its results: ``SCORERS["asr"](rows)``."""

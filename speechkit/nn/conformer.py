@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from speechkit.nn.attention import RelPosMultiHeadAttention
 from speechkit.nn.chunks import check_chunks, draw_chunk_size, limit_to_chunks
-from speechkit.nn.conv import MaskedBatchNorm
+from speechkit.nn.conv import MaskedBatchNorm, depthwise_conv
 from speechkit.nn.dropout import Dropout
 from speechkit.nn.masking import Padded, mask_padding
 from speechkit.nn.positional import relative_positions
@@ -113,23 +112,8 @@ class ConformerConv(nn.Module):
         return self.reduce(F.silu(out)), gated[:, x.shape[1] :]
 
     def _convolve(self, x: Tensor, padding: int) -> Tensor:
-        # As a 2-d convolution of height 1 the (B, T, E) batch is already in channels-last
-        # layout: no transposed copy, and a kernel 20 times faster than conv1d's on a CPU.
-        conv, dtype = self.depthwise, x.dtype
-        # torch has no usable bfloat16 kernel for it on a CPU: one call takes minutes.
-        on_cpu = x.device.type == "cpu"
-        if on_cpu and dtype in (torch.bfloat16, torch.float16):
-            x = x.float()
-        image = x.transpose(1, 2).unsqueeze(2)  # (B, E, 1, T)
-        with torch.autocast("cpu", enabled=False) if on_cpu else contextlib.nullcontext():
-            out = F.conv2d(
-                image,
-                conv.weight.unsqueeze(2).to(x.dtype),
-                conv.bias.to(x.dtype) if conv.bias is not None else None,
-                padding=(0, padding),
-                groups=self.embed_dim,
-            )
-        return out.squeeze(2).transpose(1, 2).to(dtype)
+        conv = self.depthwise
+        return depthwise_conv(x, conv.weight, conv.bias, padding=padding)
 
 
 class ConformerLayer(nn.Module):
