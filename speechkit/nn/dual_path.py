@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechkit.nn.dual_path_norm import NormKind, make_norm
 from speechkit.nn.masking import mask_padding
+from speechkit.nn.norm import NormKind, make_norm
 from speechkit.nn.positional import absolute_positions
 
 Margin = Literal["half", "chunk"]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from speechkit.nn.dual_path import MaskKind, apply_mask_kind
 from speechkit.nn.dual_path_blocks import TransformerBlock
-from speechkit.nn.dual_path_norm import GlobalNorm
 from speechkit.nn.masking import mask_padding
+from speechkit.nn.norm import GlobalLayerNorm
 
 
 class LightSepFormerMasker(nn.Module):
@@ -95,8 +95,8 @@ class LightSepFormerMasker(nn.Module):
                 dropout=dropout,
             )
 
-        def build_norm() -> GlobalNorm:
-            return GlobalNorm(num_features=num_features, eps=torch.finfo(torch.float32).eps)
+        def build_norm() -> GlobalLayerNorm:
+            return GlobalLayerNorm(num_features=num_features, eps=torch.finfo(torch.float32).eps)
 
         self.intra = nn.ModuleList(build() for _ in range(num_blocks))
         self.intra_norms = nn.ModuleList(build_norm() for _ in range(num_blocks))

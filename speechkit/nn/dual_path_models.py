@@ -6,7 +6,7 @@ from typing import Literal
 
 from speechkit.nn.dual_path import DualPathBlock, DualPathMasker, Margin, MaskKind
 from speechkit.nn.dual_path_blocks import RNNBlock, TransformerBlock
-from speechkit.nn.dual_path_norm import NormKind
+from speechkit.nn.norm import NormKind
 from speechkit.nn.transformer import Activation
 
 

@@ -10,92 +10,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from speechkit.nn.conv import depthwise_conv
-from speechkit.nn.masking import length_mask
+from speechkit.nn.masking import mask_padding
+from speechkit.nn.norm import CumulativeLayerNorm, GlobalLayerNorm
 from speechkit.nn.shifts import PReLU
 
 MaskKind = Literal["relu", "sigmoid", "softmax"]
-
-
-class GlobalLayerNorm(nn.Module):
-    """Normalise each item over all its valid frames and features.
-
-    Luo and Mesgarani 2019, "Conv-TasNet", eq. 7 (gLN).
-
-    Parameters
-    ----------
-    num_features : int
-        Features per frame.
-    eps : float
-        Added to the variance.
-
-    Examples
-    --------
-    >>> norm = GlobalLayerNorm(num_features=4)
-    >>> y = norm(torch.randn(1, 50, 4) * 3 + 1, None)
-    >>> bool(y.mean().abs() < 1e-5), bool((y.var(unbiased=False) - 1).abs() < 1e-4)
-    (True, True)
-    """
-
-    def __init__(self, *, num_features: int, eps: float = 1e-8) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Normalise ``(B, T, num_features)``; ``mask`` ``(B, T, 1)`` is 1 at valid frames.
-
-        Without a mask all frames are valid. With one, ``x`` must be zero elsewhere.
-        """
-        x = x.float()
-        if mask is None:  # torch's kernel, over frames and features at once
-            flat = F.layer_norm(x.flatten(1), (x.shape[1] * x.shape[2],), eps=self.eps)
-            return torch.addcmul(self.bias, flat.view_as(x), self.weight)
-        count = mask.sum(dim=(1, 2), keepdim=True).clamp(min=1) * self.num_features
-        mean = x.sum(dim=(1, 2), keepdim=True) / count
-        var = ((x - mean) * mask).square().sum(dim=(1, 2), keepdim=True) / count
-        scale = self.weight * (var + self.eps).rsqrt()
-        return torch.addcmul(self.bias - mean * scale, x, scale)
-
-
-class CumulativeLayerNorm(nn.Module):
-    """Normalise each frame by the features of all frames up to it.
-
-    Luo and Mesgarani 2019, "Conv-TasNet", eq. 8-10 (cLN): nothing of the future is needed.
-
-    Parameters
-    ----------
-    num_features : int
-        Features per frame.
-    eps : float
-        Added to the variance.
-
-    Examples
-    --------
-    >>> norm = CumulativeLayerNorm(num_features=4)
-    >>> x = torch.randn(1, 9, 4)
-    >>> torch.allclose(norm(x, None)[:, :5], norm(x[:, :5], None), atol=1e-6)
-    True
-    """
-
-    def __init__(self, *, num_features: int, eps: float = 1e-8) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Normalise ``(B, T, num_features)``; what follows an item's end changes nothing."""
-        # Sums of squares in float64: their difference is the variance, over a whole recording.
-        wide = x.double()
-        count = self.num_features * torch.arange(1, x.shape[1] + 1, device=x.device)
-        mean = wide.sum(dim=2).cumsum(dim=1) / count
-        var = (wide.square().sum(dim=2).cumsum(dim=1) / count - mean.square()).clamp(min=0)
-        scale = (var + self.eps).rsqrt()
-        mean, scale = mean.float().unsqueeze(2), scale.float().unsqueeze(2)
-        return torch.addcmul(self.bias, (x - mean) * scale, self.weight)
 
 
 class TCNBlock(nn.Module):
@@ -148,11 +67,14 @@ class TCNBlock(nn.Module):
         # Residual and skip path are one product.
         self.reduce = nn.Linear(hidden_size, num_features + skip_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Map ``(B, T, num_features)`` to the same and the skip path ``(B, T, skip_size)``."""
-        hidden = self.norm1(_masked(self.activation1(self.expand(x)), mask), mask)
-        hidden = self._convolve(_masked(hidden, mask))
-        hidden = self.norm2(_masked(self.activation2(hidden), mask), mask)
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map ``(B, T, num_features)`` to the same and the skip path ``(B, T, skip_size)``.
+
+        ``lengths`` ``(B,)`` are all T by default; the input must be finite in the padding.
+        """
+        hidden = self.norm1(self.activation1(self.expand(x)), lengths)
+        hidden = self._convolve(hidden if lengths is None else mask_padding(hidden, lengths))
+        hidden = self.norm2(self.activation2(hidden), lengths)
         residual, skip = self.reduce(hidden).split([self.num_features, self.skip_size], dim=-1)
         return x + residual, skip
 
@@ -279,32 +201,19 @@ class ConvTasNetMasker(nn.Module):
         Tensor
             Shape ``(B, num_sources, T, num_features)``; what is in the padding means nothing.
         """
-        mask = valid_frames(lengths, x.shape[1])
-        y = self.bottleneck(self.norm(_masked(x, mask), mask))
+        valid = None  # crops of training have one length: nothing is masked there
+        if bool((lengths < x.shape[1]).any()):
+            valid, x = lengths, mask_padding(x, lengths)
+        y = self.bottleneck(self.norm(x, valid))
         skips = y.new_zeros(*y.shape[:2], self.skip_size)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                y, skip = checkpoint(block, y, mask, use_reentrant=False)
+                y, skip = checkpoint(block, y, valid, use_reentrant=False)
             else:
-                y, skip = block(y, mask)
+                y, skip = block(y, valid)
             skips = skips + skip
         masks = self.output(self.activation(skips)).unflatten(-1, (self.num_sources, -1))
         masks = masks.transpose(1, 2)  # (B, S, T, N)
         if self.mask == "softmax":
             return masks.softmax(dim=1)
         return F.relu(masks) if self.mask == "relu" else masks.sigmoid()
-
-
-def valid_frames(lengths: Tensor, num_frames: int) -> Tensor | None:
-    """Return ``(B, T, 1)``, 1 at valid frames and 0 elsewhere; None where all are valid.
-
-    Batches of training are crops of one length: nothing is multiplied by ones there.
-    """
-    if bool((lengths >= num_frames).all()):
-        return None
-    return length_mask(lengths, num_frames).unsqueeze(2).float()
-
-
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the padding, where there is some; what is there may be NaN."""
-    return x if mask is None else x.masked_fill(mask == 0, 0.0)

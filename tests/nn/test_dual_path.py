@@ -22,7 +22,7 @@ from speechkit.nn.dual_path import (
 from speechkit.nn.dual_path_blocks import RNNBlock, TransformerBlock
 from speechkit.nn.dual_path_light import LightSepFormerMasker
 from speechkit.nn.dual_path_models import DualPathRNNMasker, SepFormerMasker
-from speechkit.nn.dual_path_norm import GlobalNorm
+from speechkit.nn.norm import GlobalLayerNorm
 
 SIZE = 8
 _SEPFORMER: dict[str, Any] = {
@@ -139,7 +139,7 @@ def test_every_frame_lies_in_two_chunks(chunk_size: int, margin: Any) -> None:
 @pytest.mark.parametrize("shape", [(3, 7, 6), (3, 7, 4, 6)])
 def test_global_norm_is_a_group_norm(shape: tuple[int, ...]) -> None:
     """Values and gradients of torch's, with a large mean, and with a residual."""
-    norm = _randomised(GlobalNorm(num_features=6))
+    norm = _randomised(GlobalLayerNorm(num_features=6))
     x, residual = (10 + torch.randn(shape)).requires_grad_(), torch.randn(shape)
     want = nn.functional.group_norm(x.movedim(-1, 1), 1, norm.weight, norm.bias, 1e-8)
     want = want.movedim(1, -1) + residual
@@ -228,7 +228,7 @@ def _saved_bytes(model: nn.Module, x: Tensor) -> int:
 
 def test_checkpointing_keeps_less() -> None:
     x = torch.randn(1, 200, SIZE)
-    assert _saved_bytes(_sepformer(checkpointing=True), x) < 0.2 * _saved_bytes(_sepformer(), x)
+    assert _saved_bytes(_sepformer(checkpointing=True), x) < 0.25 * _saved_bytes(_sepformer(), x)
     assert _saved_bytes(_rnn(checkpointing=True), x) < 0.8 * _saved_bytes(_rnn(), x)
 
 

@@ -1,4 +1,4 @@
-"""Norms of dual-path networks: over an item's own frames or chunks, or over each frame."""
+"""Layer norms of whole utterances: over all of an item, over its past, or over each frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from speechkit.nn.masking import length_mask
 NormKind = Literal["global", "frame"]
 
 
-class GlobalNorm(nn.Module):
+class GlobalLayerNorm(nn.Module):
     """Normalise each item over all its valid rows, whatever a row holds, and all features.
 
     Luo and Mesgarani 2019, "Conv-TasNet", eq. 7 (gLN); a group norm with one group.
@@ -29,7 +29,7 @@ class GlobalNorm(nn.Module):
     Examples
     --------
     >>> x = torch.randn(2, 5, 4, 3)
-    >>> norm = GlobalNorm(num_features=3)
+    >>> norm = GlobalLayerNorm(num_features=3)
     >>> alone = norm(x[1:, :2])
     >>> torch.allclose(norm(x, torch.tensor([5, 2]))[1, :2], alone[0], atol=1e-5)
     True
@@ -57,8 +57,13 @@ class GlobalNorm(nn.Module):
             The shape of ``x``.
         """
         x = x.float()
+        if lengths is None:  # torch's kernel, over an item at once
+            flat = F.layer_norm(x.flatten(1), (x[:1].numel(),), eps=self.eps).view_as(x)
+            bias = self.bias if residual is None else residual + self.bias
+            return torch.addcmul(bias, flat, self.weight)
         inner = tuple(range(2, x.dim()))
-        shares = _shares(x, lengths)
+        # Each row's part of its item, (B, R); 0 in the padding.
+        shares = length_mask(lengths, x.shape[1]) / lengths.clamp(min=1).unsqueeze(1)
         mean = (x.mean(inner) * shares).sum(1)
         # Centred before it is squared: exact, and faster on a CPU than torch.var_mean.
         centred = x - _per_item(mean, x)
@@ -70,19 +75,51 @@ class GlobalNorm(nn.Module):
         )
 
 
-def _shares(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """``(B, R)`` or ``(1, R)``: each row's part of its item; 0 in the padding."""
-    if lengths is None:
-        return x.new_full((1, x.shape[1]), 1 / max(1, x.shape[1]))
-    return length_mask(lengths, x.shape[1]) / lengths.clamp(min=1).unsqueeze(1)
-
-
 def _per_item(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))
 
 
-class FrameNorm(nn.Module):
-    """Normalise each frame over its features: a layer norm with the call of `GlobalNorm`.
+class CumulativeLayerNorm(nn.Module):
+    """Normalise each frame by the features of all frames up to it.
+
+    Luo and Mesgarani 2019, "Conv-TasNet", eq. 8-10 (cLN): nothing of the future is needed.
+
+    Parameters
+    ----------
+    num_features : int
+        Features per frame.
+    eps : float
+        Added to the variance.
+
+    Examples
+    --------
+    >>> norm = CumulativeLayerNorm(num_features=4)
+    >>> x = torch.randn(1, 9, 4)
+    >>> torch.allclose(norm(x)[:, :5], norm(x[:, :5]), atol=1e-6)
+    True
+    """
+
+    def __init__(self, *, num_features: int, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalise ``(B, T, num_features)``; lengths do not matter."""
+        # Sums of squares in float64: their difference is the variance, over a whole recording.
+        wide = x.double()
+        count = self.num_features * torch.arange(1, x.shape[1] + 1, device=x.device)
+        mean = wide.sum(dim=2).cumsum(dim=1) / count
+        var = (wide.square().sum(dim=2).cumsum(dim=1) / count - mean.square()).clamp(min=0)
+        scale = (var + self.eps).rsqrt()
+        mean, scale = mean.float().unsqueeze(2), scale.float().unsqueeze(2)
+        return torch.addcmul(self.bias, (x - mean) * scale, self.weight)
+
+
+class FrameLayerNorm(nn.Module):
+    """Normalise each frame over its features: a layer norm with the call of `GlobalLayerNorm`.
 
     Parameters
     ----------
@@ -93,7 +130,7 @@ class FrameNorm(nn.Module):
 
     Examples
     --------
-    >>> FrameNorm(num_features=3)(torch.randn(2, 5, 4, 3)).shape
+    >>> FrameLayerNorm(num_features=3)(torch.randn(2, 5, 4, 3)).shape
     torch.Size([2, 5, 4, 3])
     """
 
@@ -112,10 +149,13 @@ class FrameNorm(nn.Module):
         return y if residual is None else residual + y
 
 
-_NORMS: dict[str, type[GlobalNorm] | type[FrameNorm]] = {"global": GlobalNorm, "frame": FrameNorm}
+_NORMS: dict[str, type[GlobalLayerNorm] | type[FrameLayerNorm]] = {
+    "global": GlobalLayerNorm,
+    "frame": FrameLayerNorm,
+}
 
 
-def make_norm(kind: str, num_features: int) -> GlobalNorm | FrameNorm:
+def make_norm(kind: str, num_features: int) -> GlobalLayerNorm | FrameLayerNorm:
     """Build a norm by name.
 
     Raises
@@ -126,7 +166,7 @@ def make_norm(kind: str, num_features: int) -> GlobalNorm | FrameNorm:
     Examples
     --------
     >>> type(make_norm("frame", 8)).__name__
-    'FrameNorm'
+    'FrameLayerNorm'
     """
     if kind not in _NORMS:
         raise ValueError(f"unknown norm {kind!r}: choose from {sorted(_NORMS)}")
