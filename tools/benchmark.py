@@ -9,8 +9,8 @@ device}``. After a warm-up the two sides run in turn, A B A B; ``ratio`` is the 
 pairs of the peer's time over ours (above 1 we are faster), the seconds are medians too. A peer that
 is not installed is a row with nulls beside our own seconds (``pip install -e ".[parity]"
 pyctcdecode`` brings them). Imports and peak memory are measured in fresh processes. ``--device`` is
-for features and conformer: the other areas work on the CPU. The exit status is 1 where both sides
-should give the same result and do not.
+for features, conformer and separation: the other areas work on the CPU. The exit status is 1 where
+both sides should give the same result and do not.
 
 Absolute times drift with the machine: compare ratios. ``OMP_WAIT_POLICY=PASSIVE`` is set unless it
 is set already, before torch is imported: on a busy machine, threads of OpenMP that spin while they
@@ -43,6 +43,7 @@ MODULES = {
     "ctc_search": "tools.benchmarks.ctc_search",
     "beam_search": "tools.benchmarks.beam_search",
     "conformer": "tools.benchmarks.conformer",
+    "separation": "tools.benchmarks.separation",
     "wer": "tools.benchmarks.wer",
 }
 HEADER = ("area", "case", "peer", "ours", "peer's", "ratio", "target", "", "ours MiB", "peer's MiB")

@@ -12,6 +12,8 @@ from torch import nn
 
 import speechkit.nn
 from speechkit.nn.contexts import MeanContext
+from speechkit.nn.dual_path import DualPathBlock
+from speechkit.nn.dual_path_blocks import RNNBlock
 from speechkit.nn.rnn import RecurrentEncoder
 
 _BLOCK: dict[str, Any] = {
@@ -37,7 +39,92 @@ _TOKENS: dict[str, Any] = {
     "tie_embeddings": True,
 }
 
+_FILTERS: dict[str, Any] = {"num_filters": 6, "kernel_size": 5, "stride": 3}
+_NORM: dict[str, Any] = {"num_features": 4, "eps": 1e-3}
+_TCN: dict[str, Any] = {"hidden_size": 5, "skip_size": 3, "kernel_size": 5, "causal": True}
+_MASKER: dict[str, Any] = {"num_features": 6, "num_sources": 3, "checkpointing": True}
+_DUAL_PATH: dict[str, Any] = {
+    **_MASKER,
+    "bottleneck_size": 12,
+    "chunk_size": 8,
+    "norm": "frame",
+    "bottleneck_bias": False,
+    "mask": "sigmoid",
+}
+_CELL: dict[str, Any] = {
+    "hidden_size": 5,
+    "num_layers": 2,
+    "cell": "gru",
+    "bidirectional": False,
+    "dropout": 0.25,
+}
+_LAYERS: dict[str, Any] = {
+    "num_heads": 3,
+    "feedforward_size": 20,
+    "dropout": 0.25,
+    "pre_norm": False,
+    "activation": "gelu",
+    "positions": False,
+    "linear": True,
+}
+
+
+def _block() -> DualPathBlock:
+    return DualPathBlock(
+        intra=RNNBlock(embed_dim=12, **_CELL), inter=RNNBlock(embed_dim=12, **_CELL)
+    )
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
+    "FilterbankEncoder": {**_FILTERS, "activation": "none"},
+    "FilterbankDecoder": _FILTERS,
+    "GlobalLayerNorm": _NORM,
+    "CumulativeLayerNorm": _NORM,
+    "FrameLayerNorm": _NORM,
+    "PReLU": {},
+    "TCNBlock": {**_TCN, "num_features": 4, "dilation": 2},
+    "ConvTasNetMasker": {
+        **_MASKER,
+        **_TCN,
+        "bottleneck_size": 4,
+        "num_blocks": 2,
+        "num_repeats": 1,
+        "mask": "softmax",
+    },
+    "RNNBlock": {"embed_dim": 12, **_CELL},
+    "TransformerBlock": {"embed_dim": 12, "num_layers": 2, **_LAYERS},
+    "DualPathBlock": {
+        "intra": RNNBlock(embed_dim=12, **_CELL),
+        "inter": RNNBlock(embed_dim=12, **_CELL),
+        "norm": "frame",
+        "skip_intra": False,
+    },
+    "DualPathMasker": {
+        **_DUAL_PATH,
+        "blocks": [_block()],
+        "margin": "chunk",
+        "global_positions": True,
+    },
+    "DualPathRNNMasker": {**_DUAL_PATH, **_CELL, "num_blocks": 2, "margin": "half"},
+    "SepFormerMasker": {
+        **_DUAL_PATH,
+        **_LAYERS,
+        "num_blocks": 2,
+        "intra_layers": 2,
+        "inter_layers": 1,
+        "skip_intra": False,
+        "global_positions": True,
+    },
+    "LightSepFormerMasker": {
+        **_MASKER,
+        "chunk_size": 8,
+        "num_blocks": 3,
+        "num_layers": 2,
+        "num_heads": 3,
+        "feedforward_size": 20,
+        "dropout": 0.25,
+        "mask": "sigmoid",
+    },
     "ConvBlock": {
         "input_size": 8,
         "output_size": 5,

@@ -42,6 +42,7 @@ from tools.benchmarks import (  # noqa: E402  (the tool puts the project's folde
     features,
     imports,
     measure,
+    separation,
     wer,
 )
 
@@ -63,9 +64,16 @@ TINY: dict[str, Any] = {
         items=2, frames=60, tokens=7, embed_dim=8, heads=2, layers=1, feedforward=8, kernel=3,
         peak_steps=1,
     ),
+    "separation": separation.Sizes(
+        filters=8, chunk=4, layers=1, heads=2, feedforward=8, forward_s=0.02, step_s=0.02,
+        rnn_filters=8, rnn_chunk=4, rnn_blocks=1, rnn_hidden=4, tcn_blocks=1, tcn_repeats=1,
+        speakers=(2, 4), items=2, loss_s=0.1,
+    ),
     "wer": wer.Sizes(sentences=5, words=4, vocabulary=6),
 }  # fmt: skip
-AREAS = dict(zip(TINY, (imports, features, data, ctc_search, beam_search, conformer, wer)))
+AREAS = dict(
+    zip(TINY, (imports, features, data, ctc_search, beam_search, conformer, separation, wer))
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +90,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "FULL", TINY[name])
         monkeypatch.setattr(module, "QUICK", TINY[name])
     # A process for each peak takes seconds; its own test runs it in this one.
-    monkeypatch.setattr(conformer, "peak_of", lambda side, sizes, device: 100.0)
+    for module in (conformer, separation):
+        monkeypatch.setattr(module, "peak_of", lambda side, sizes, device: 100.0)
 
 
 @pytest.fixture
