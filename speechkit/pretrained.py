@@ -140,7 +140,11 @@ def _write_files(model: nn.Module, folder: Path, files: Mapping[str, bytes]) -> 
 def _model_card(model: nn.Module, config: Mapping[str, Any]) -> str:
     count = sum(parameter.numel() for parameter in model.parameters())
     name = type(model).__name__
-    uses = {"transcribe": 'model.transcribe("speech.wav").text', "score": 'model.score(["A LINE"])'}
+    uses = {
+        "transcribe": 'model.transcribe("speech.wav").text',
+        "separate": 'model.separate("mixture.wav").estimates',
+        "score": 'model.score(["A LINE"])',
+    }
     use = next((line for name, line in uses.items() if hasattr(model, name)), "model.eval()")
     lines = [
         "---",

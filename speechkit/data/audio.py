@@ -348,7 +348,7 @@ def _read_resampled(reader: Reader, path: Any, begin: int, end: int, rate: int) 
     period = max(0, begin // new - margin)
     first = period * orig
     last = min(info.num_samples, (-(-end // new) + margin) * orig)
-    piece = to_mono(_read_exactly(reader, path, first, last - first).T)
+    piece = to_mono(read_exactly(reader, path, first, last - first).T)
     return resample(piece, orig, new)[begin - period * new : end - period * new]
 
 
@@ -375,10 +375,11 @@ def _read_span(
 ) -> tuple[Tensor, int]:
     with open_audio(path) as reader:
         first, count = check_span(path, reader.info, start, duration)
-        return _read_exactly(reader, path, first, count), reader.info.sample_rate
+        return read_exactly(reader, path, first, count), reader.info.sample_rate
 
 
-def _read_exactly(reader: Reader, path: Any, first: int, count: int) -> Tensor:
+def read_exactly(reader: Reader, path: Any, first: int, count: int) -> Tensor:
+    """Read samples ``(count, C)`` of an open file; a `DataError` where it ends too early."""
     samples = reader.read(first, count)
     if len(samples) < count:
         raise DataError(

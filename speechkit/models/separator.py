@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from speechkit.models.separate import AudioSeparator
 from speechkit.nn.masking import mask_padding
 
 
@@ -24,13 +25,14 @@ class Separated(NamedTuple):
     lengths: Tensor
 
 
-class Separator(nn.Module):
+class Separator(AudioSeparator, nn.Module):
     """One template for all mask networks in the time domain.
 
     Luo and Mesgarani 2019, "Conv-TasNet", figure 1(a): each source is the decoder's output on the
     encoder's frames times the source's mask. Which mask network it has makes it a Conv-TasNet
     (`speechkit.nn.tcn`), a dual-path RNN or a SepFormer (`speechkit.nn.dual_path`). With one source
-    it enhances.
+    it enhances. ``separate`` and ``enhance`` take files and tensors of any rate and length
+    (`speechkit.models.separate.AudioSeparator`).
 
     Parameters
     ----------
@@ -65,6 +67,9 @@ class Separator(nn.Module):
     ... )
     >>> model(torch.randn(3, 400), torch.tensor([400, 30, 7])).estimates.shape
     torch.Size([3, 2, 400])
+    >>> sources = model.separate(torch.randn(2, 44100), 44100)  # stereo, at another rate
+    >>> sources.estimates.shape, sources.sample_rate
+    (torch.Size([2, 44100]), 44100)
     """
 
     def __init__(
@@ -93,6 +98,11 @@ class Separator(nn.Module):
     def num_sources(self) -> int:
         """How many sources a mixture is separated into."""
         return int(self.masker.num_sources)  # type: ignore[arg-type]
+
+    @property
+    def stride(self) -> int:
+        """Samples between two frames of the encoder."""
+        return int(self.encoder.stride)  # type: ignore[arg-type]
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> Separated:
         """Separate mixtures.
