@@ -9,8 +9,7 @@ return HTML (or an empty string when they have nothing to show), so that a task 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +17,12 @@ from speechkit.data.manifest import DataError
 from speechkit.files import atomic_write
 from speechkit.metrics.results import Result
 from speechkit.page import PAGE, STYLE, audio_player, escape, line_plot, spectrogram, table
-from speechkit.results import RunResults, read_rows
+from speechkit.report_run import MAX_SECONDS, Run, Section
+from speechkit.report_separation import separation
 from speechkit.tracking import plot_files
 
 WORST = 8  # utterances shown of each split
-MAX_PLAYERS = 24
-MAX_SECONDS = 12.0  # of each player and picture
-MAX_MEDIA_BYTES = 3_500_000  # base64 adds a third to the sound; the page stays below 5 MB
 MAX_TEXT = 100_000  # characters of hparams.yaml
-
-
-@dataclass
-class Run:
-    """A run's folder, read, and how much sound and how many pictures the page may still take.
-
-    Attributes
-    ----------
-    folder : Path
-        Where it is.
-    results : RunResults or None
-        RESULTS.json; None when the run was not tested.
-    metrics : list of dict
-        Rows of metrics.jsonl.
-    hparams : str
-        Text of hparams.yaml.
-    players, media_bytes : int
-        What is left of the page's allowance.
-    """
-
-    folder: Path
-    results: RunResults | None
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    hparams: str = ""
-    players: int = MAX_PLAYERS
-    media_bytes: int = MAX_MEDIA_BYTES
-
-    @classmethod
-    def read(cls, folder: str | Path) -> Run:
-        """Read what there is in a run's folder; a run that was not tested has less of it."""
-        folder = Path(folder)
-        results, metrics, hparams = (
-            folder / name for name in ("RESULTS.json", "metrics.jsonl", "hparams.yaml")
-        )
-        if not any(path.exists() for path in (results, metrics, hparams)):
-            raise DataError(
-                f"{folder}: not a run's folder (no RESULTS.json, metrics.jsonl or hparams.yaml)"
-            )
-        return cls(
-            folder=folder,
-            results=RunResults.read(results) if results.exists() else None,
-            metrics=read_rows(metrics) if metrics.exists() else [],
-            hparams=hparams.read_text(encoding="utf-8") if hparams.exists() else "",
-        )
-
-    def splits(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """Give each test split's name and per-utterance rows."""
-        files = sorted(self.folder.glob("test/*/rows.jsonl"))
-        return [(path.parent.name, read_rows(path)) for path in files]
-
-
-Section = Callable[[Run], str]
 
 
 def write_report(run_folder: str | Path, *, sections: Sequence[Section] | None = None) -> Path:
@@ -266,7 +211,8 @@ def hyperparameters(run: Run) -> str:
 
 
 SECTIONS: tuple[Section, ...] = (
-    header, results_table, learning_curves, attention, worst_utterances, hyperparameters,
+    header, results_table, learning_curves, attention, separation, worst_utterances,
+    hyperparameters,
 )  # fmt: skip
 
 
@@ -331,11 +277,9 @@ def player(run: Run, row: Mapping[str, Any]) -> str:
     name = row.get("id", "the utterance")
     shown = spectrogram(samples, rate, f"of {name}")
     shown += audio_player(samples, rate, f"Recording of {name}")
-    if len(shown) > run.media_bytes:
+    if not run.take(1, len(shown)):
         run.media_bytes = 0  # full: the next ones need not be tried
         return ""
-    run.players -= 1
-    run.media_bytes -= len(shown)
     cut = f'<p class="label">The first {MAX_SECONDS:.0f} s.</p>' if duration > MAX_SECONDS else ""
     return shown + cut
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import soundfile
 import torch
 
-from speechkit import report
 from speechkit.data.audio import write_audio
 from speechkit.data.manifest import DataError
 from speechkit.metrics.results import SCORERS
 from speechkit.page import line_plot, spectrogram
 from speechkit.report import SECTIONS, Run, alignment, errors, write_report
+from speechkit.report_run import MAX_PLAYERS
+from speechkit.report_separation import at_level_of, histogram, separation
 from speechkit.results import RunResults, write_test
 
 EVIL = "<script>alert('x')</script>"
@@ -139,7 +144,7 @@ def test_the_page_stays_small(tmp_path: Path) -> None:
     (tmp_path / "hparams.yaml").write_text("x: 1\n" * 400_000)
     page = write_report(tmp_path)
     assert page.stat().st_size < 5_000_000
-    assert 1 <= len(Reader(page.read_text()).all("audio")) <= report.MAX_PLAYERS
+    assert 1 <= len(Reader(page.read_text()).all("audio")) <= MAX_PLAYERS
     assert "The first 12 s." in page.read_text()
 
 
@@ -190,3 +195,147 @@ def test_figures_take_the_colour_of_the_page() -> None:
     assert 'aria-label="loss &lt;now&gt;: train from 1 to 0.5"' in svg
     for length in (1, 100, 8000):
         assert "0 to 4 kHz" in spectrogram(torch.zeros(length), 8000)
+
+
+# ---------------------------------------------------------------- separation
+
+
+def separated(
+    folder: Path, name: str, sources: int = 2, *, seconds: float = 0.5, kept: bool = True
+) -> dict[str, Any]:
+    """Give a row of a separator's test, whose files are noise; estimates are 50 times too loud."""
+    count = int(seconds * 8000)
+    signals = 0.1 * (torch.rand(sources, count, generator=torch.Generator().manual_seed(1)) - 0.5)
+    place = folder / "test/test/audio"
+    for n, signal in enumerate(signals):
+        write_audio(folder / f"{name}-s{n}.wav", signal, 8000)
+        write_audio(place / f"{name}-{n}.wav", 50 * signal, 8000, subtype="FLOAT")
+    write_audio(folder / f"{name}.wav", signals.sum(dim=0), 8000)
+    row: dict[str, Any] = {
+        "id": name,
+        "si_snr": [9.0] * sources,
+        "si_snr_mixture": [1.0] * sources,
+        "si_snri": [8.0] * sources,
+        "sdri": [8.5] * sources,
+        "speakers": [f"reader {n}" for n in range(sources)],
+        "audio": str(folder / f"{name}.wav"),
+        "start": 0.0,
+        "duration": seconds,
+        "sources": [str(folder / f"{name}-s{n}.wav") for n in range(sources)],
+    }
+    if kept:
+        row["estimates"] = [f"test/test/audio/{name}-{n}.wav" for n in range(sources)]
+    return row
+
+
+def players(page: Reader) -> list[tuple[str, torch.Tensor]]:
+    """Give what the players of a page are called, and their sound."""
+    found = []
+    for audio in page.all("audio"):
+        data = base64.b64decode(str(audio["src"]).partition(",")[2])
+        samples, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+        found.append((str(audio["aria-label"]), torch.from_numpy(samples)))
+    return found
+
+
+def write_separated(folder: Path, rows: list[dict[str, Any]], split: str = "test") -> None:
+    write_test(folder, split, rows, "separation", [])
+    (folder / "hparams.yaml").write_text("seed: 1\n")
+
+
+def test_estimates_stand_beside_their_sources_at_their_level(tmp_path: Path) -> None:
+    row = separated(tmp_path, "mix1")
+    row.update(si_snri=[12.34, -1.0], sdri=[None, 2.0])
+    write_separated(tmp_path, [row])
+    text = write_report(tmp_path).read_text()
+    page = Reader(text)
+    assert page.open == []
+    heard = players(page)
+    names = ["mixture", "source 1", "estimate 1", "source 2", "estimate 2"]
+    assert [name for name, _ in heard] == [f"mix1, {name}" for name in names]
+    for source, estimate in ((1, 2), (3, 4)):
+        torch.testing.assert_close(heard[estimate][1], heard[source][1], atol=1e-4, rtol=0)
+    labels = [svg["aria-label"] for svg in page.all("svg")]
+    for name in names:
+        assert f"Log-mel spectrogram of mix1, {name}, 0.50 s, 0 to 4 kHz" in labels
+    for said in ("SI-SNRi 12.3 dB<", "SI-SNRi -1.0 dB · SDRi 2.0 dB<", "speaker reader 1"):
+        assert said in text
+    assert "each is brought to the level of its source" in text
+    assert "<h2>Worst utterances</h2>" not in text  # nothing here was recognised
+
+
+def test_an_enhancers_page(tmp_path: Path) -> None:
+    write_separated(tmp_path, [separated(tmp_path, "noisy", sources=1)])
+    names = [name for name, _ in players(Reader(write_report(tmp_path).read_text()))]
+    assert names == ["noisy, mixture", "noisy, source", "noisy, estimate"]
+
+
+def test_worst_and_best_by_si_snri(tmp_path: Path) -> None:
+    rows = [separated(tmp_path, f"mix{n:02d}", kept=False) for n in range(12)]
+    for n, row in enumerate(rows):
+        row["si_snri"] = [float(n), None]
+    rows.append({**rows[0], "id": "silent", "si_snri": [None, None]})
+    write_separated(tmp_path, rows)
+    text = separation(Run.read(tmp_path))
+    worst, best = text[text.index("Worst") : text.index("Best")], text[text.index("Best") :]
+    order = [re.findall(r"mix\d\d", part) for part in (worst, best)]
+    assert order == [[f"mix{n:02d}" for n in range(5)], [f"mix{n:02d}" for n in (11, 10, 9, 8, 7)]]
+    assert "silent" not in text
+    assert "0.0 · none" in worst
+    assert "SI-SNRi of 12 utterances: 0.0 to 11.0 dB, median 5.5, mean 5.5" in text
+    assert "Some to hear" not in text
+    write_separated(tmp_path, rows[:3])
+    assert "From worst to best" in separation(Run.read(tmp_path))
+    write_separated(tmp_path, rows[12:])
+    assert "No utterance has an SI-SNRi." in separation(Run.read(tmp_path))
+
+
+def test_separation_keeps_to_the_allowance(tmp_path: Path) -> None:
+    rows = [separated(tmp_path, f"mix{n}", seconds=7.0) for n in range(4)]
+    for split in ("one", "two"):
+        write_separated(tmp_path, rows, split)
+    page = write_report(tmp_path)
+    assert page.stat().st_size < 5_000_000
+    text = page.read_text()
+    heard = players(Reader(text))
+    assert 10 <= len(heard) <= MAX_PLAYERS
+    assert all(len(samples) == 6 * 8000 for _, samples in heard)
+    assert "The first 6 s." in text
+    both = text.split("<h3>two</h3>")
+    assert all("<audio" in part and "of the 4 that were kept are shown" in part for part in both)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"estimates": ["one.wav"]}, "the row 'mix' has 2 sources and 1 estimates"),
+        ({"estimates": "one.wav"}, "estimates='one.wav': a list of paths is needed"),
+        ({"sources": []}, "a list of paths is needed"),
+        ({"si_snri": [1.0, "2"]}, "a list of numbers is needed"),
+        ({"sdri": [1.0, float("inf")]}, "a list of numbers is needed"),
+    ],
+)
+def test_broken_rows_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    write_separated(tmp_path, [{**separated(tmp_path, "mix"), **change}])
+    with pytest.raises(DataError, match=re.escape(message)):
+        write_report(tmp_path)
+
+
+def test_sound_that_moved(tmp_path: Path) -> None:
+    rows = [separated(tmp_path, name) for name in ("moved", "there")]
+    write_separated(tmp_path, rows)
+    Path(rows[0]["sources"][1]).unlink()
+    text = write_report(tmp_path).read_text()
+    assert "moved-s1.wav: no such audio file" in text
+    assert len(Reader(text).all("audio")) == 5
+
+
+def test_levels_of_estimates() -> None:
+    silent, source = torch.zeros(4), torch.tensor([0.5, -0.5, 0.5, -0.5])
+    assert torch.equal(at_level_of(silent, source), silent)
+    assert torch.equal(at_level_of(source, silent), source)
+    assert len(at_level_of(silent[:0], source)) == 0
+    # At the source's level this would reach 1.0: it is quieter, and keeps its shape.
+    click = torch.tensor([3.0, 0.0, 0.0, -1.5])
+    torch.testing.assert_close(at_level_of(click, 2 * source), click * (0.99 / 3.0))
+    assert "SI-SNRi of 1 utterances: 3.0 to 3.0 dB" in histogram([3.0])

@@ -36,3 +36,35 @@ def test_parameters(path: Path, tmp_path: Path) -> None:
     model = read_hparams(small, {}, consumed=("model",)).build(["model"])["model"]
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     assert f"{count:.2f}" == stated[1]
+
+
+SEPARATION = HPARAMS.parents[1] / "separation" / "hparams"
+SEPARATORS = sorted(path for path in SEPARATION.glob("*.yaml") if STATED.search(path.read_text()))
+PUBLISHED = {  # millions of parameters, as the papers give them
+    "wsj0mix_convtasnet": 5.1, "wsj0mix_dprnn": 2.6, "wsj0mix_sepformer": 25.7,
+}  # fmt: skip
+
+
+def test_the_separators_at_published_sizes_state_them() -> None:
+    stated = {path.stem: STATED.search(path.read_text()) for path in SEPARATORS}
+    assert stated.keys() >= PUBLISHED.keys() | {"wsj0mix3_sepformer", "librimix_sepformer"}
+    for name, millions in PUBLISHED.items():
+        match = stated[name]
+        assert match
+        assert float(match[1]) == pytest.approx(millions, abs=0.06)
+
+
+@pytest.mark.parametrize("path", SEPARATORS, ids=lambda path: path.stem)
+def test_parameters_of_separators(path: Path, tmp_path: Path) -> None:
+    text = path.read_text()
+    stated = STATED.search(text)
+    part = re.search(r"^model: .*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
+    rate = re.search(r"^sample_rate: \d+", text, re.MULTILINE)
+    assert stated
+    assert part
+    assert rate
+    small = tmp_path / path.name
+    small.write_text(f"{rate[0]}\n{part[0]}")
+    model = read_hparams(small, {}, consumed=("model",)).build(["model"])["model"]
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"{count:.2f}" == stated[1]

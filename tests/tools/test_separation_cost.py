@@ -33,12 +33,13 @@ tool = load_tool()
     ("name", "millions"),
     [("conv_tasnet", 5.1), ("dual_path_rnn", 2.6), ("sepformer", 25.7), ("light_sepformer", 8.0)],
 )
-def test_models_have_their_published_sizes(name: str, millions: float) -> None:
+def test_models_have_names_and_their_published_sizes(name: str, millions: float) -> None:
     with torch.device("meta"):
         model = tool.MODELS[name](False)
     count = sum(weight.numel() for weight in model.parameters()) / 1e6
     assert count == pytest.approx(millions, abs=0.06)
     assert model.num_sources == 2
+    assert tool.LABELS.keys() == tool.MODELS.keys()
 
 
 def test_a_quick_run_writes_its_files(
@@ -62,7 +63,7 @@ def test_a_quick_run_writes_its_files(
     assert (tmp_path / "separation_cost.png").read_bytes()[:4] == b"\x89PNG"
     svg = (tmp_path / "separation_cost.svg").read_text()
     assert "peak memory in MiB" in svg
-    assert "light sepformer (" in svg
+    assert "light SepFormer (" in svg
     printed = capsys.readouterr().out
     assert printed.count("\n") == 2 + len(asked)
     assert "| sepformer | 0." in printed
