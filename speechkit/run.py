@@ -139,7 +139,9 @@ def _make_brain(
 ) -> Brain:
     built = _build(hparams, seed, [*from_yaml, "reinit"])
     reinit = built.pop("reinit", None) or ()
-    if options["init_from"]:
+    if options["init_from"] and options["test_only"]:
+        built["model"] = _as_trained(built["model"], options["init_from"])
+    elif options["init_from"]:
         _initialise(built["model"], options["init_from"], reinit)
     # What training draws (dropout) differs by rank; all else is drawn by utterance.
     seed_everything(seed + distributed.rank())
@@ -154,7 +156,9 @@ def _train_and_test(
         brain.fit()
     if not (options["test_only"] and options["init_from"]):
         brain.load_best()
-    _finish(brain, yaml_path, arguments)
+    elif distributed.is_main():
+        logger.info("tested as it is in %s", options["init_from"])
+    _finish(brain, yaml_path, arguments, options)
 
 
 def _seed(hparams: Hparams) -> int:
@@ -170,6 +174,11 @@ def _checked_options(options: dict[str, Any], folder: Path) -> str:
     if source:
         with distributed.main_first():
             pretrained.read_config(source)
+        if options["test_only"] and any((folder / "checkpoints").glob("step-*.pt")):
+            raise TrainingError(
+                f"{folder} holds a trained run, whose results the test of {source} would replace; "
+                "name another --output_folder"
+            )
     elif options["test_only"] and not any((folder / "checkpoints").glob("step-*.pt")):
         raise TrainingError(
             f"--test_only: {folder / 'checkpoints'} holds no checkpoint; train first, or name a "
@@ -266,10 +275,8 @@ def _initialise(model: nn.Module, source: str, reinit: Sequence[str]) -> None:
     """Load what fits from a model folder; a new vocabulary gets new output layers."""
     parts = set(reinit)
     there = pretrained.load(source)
-    pieces, pieces_there = (
-        getattr(getattr(m, "tokenizer", None), "pieces", None) for m in (model, there)
-    )
-    if None not in (pieces, pieces_there) and pieces != pieces_there:
+    _check_rates(model, there, source)
+    if _vocabularies_differ(model, there):
         new = set(getattr(model, "vocabulary_parts", ()))
         if new - parts:
             logger.info("the tokenizer is a new one: %s starts fresh", ", ".join(sorted(new)))
@@ -278,9 +285,41 @@ def _initialise(model: nn.Module, source: str, reinit: Sequence[str]) -> None:
     logger.info("initialised from %s: %s", source, report)
 
 
-def _finish(brain: Brain, yaml_path: Path, arguments: list[str]) -> None:
-    """Save the model folder, test, and write RESULTS.json and the report."""
-    if distributed.is_main():
+def _as_trained(model: nn.Module, source: str) -> nn.Module:
+    """Give the model of a folder as it is, for a test; the YAML's only says what data is made."""
+    there = pretrained.load(source)
+    _check_rates(model, there, source)
+    if _vocabularies_differ(model, there):
+        raise HparamsError(
+            [
+                f"--test_only: {source} has another tokenizer than this YAML, whose labels it does "
+                "not know; test it with the YAML and the tokenizer that it was trained with"
+            ]
+        )
+    return there
+
+
+def _check_rates(model: nn.Module, there: nn.Module, source: str) -> None:
+    rate, rate_there = (getattr(m, "sample_rate", None) for m in (model, there))
+    if None not in (rate, rate_there) and rate != rate_there:
+        raise HparamsError(
+            [
+                f"sample_rate: this YAML has {rate} Hz, the model in {source} {rate_there} Hz; "
+                f"give --sample_rate {rate_there}"
+            ]
+        )
+
+
+def _vocabularies_differ(model: nn.Module, there: nn.Module) -> bool:
+    pieces, pieces_there = (
+        getattr(getattr(m, "tokenizer", None), "pieces", None) for m in (model, there)
+    )
+    return None not in (pieces, pieces_there) and pieces != pieces_there
+
+
+def _finish(brain: Brain, yaml_path: Path, arguments: list[str], options: dict[str, Any]) -> None:
+    """Save the model folder, if it is new, test, and write RESULTS.json and the report."""
+    if distributed.is_main() and not (options["test_only"] and options["init_from"]):
         pretrained.save(brain.model, brain.folder / "model")
     results = brain.test()
     if not distributed.is_main():
@@ -298,5 +337,7 @@ def _finish(brain: Brain, yaml_path: Path, arguments: list[str]) -> None:
     for split, values in results.items():
         shown = "  ".join(f"{r.metric} {r.value:.2f} {r.unit}".rstrip() for r in values[:3])
         logger.info("%s: %s", split, shown)
-    logger.info("results: %s  model: %s", brain.folder / "RESULTS.json", brain.folder / "model")
+    logger.info("results: %s", brain.folder / "RESULTS.json")
+    if (brain.folder / "model").exists():
+        logger.info("model: %s", brain.folder / "model")
     logger.info("report: %s", page)

@@ -199,14 +199,43 @@ def test_a_mismatch_that_is_not_named_is_an_error_with_a_table(
 def test_test_only_scores_a_model_folder(
     trained: Path, command: list[str], tmp_path: Path, recipe: Callable[[str], ModuleType]
 ) -> None:
+    """Whatever the YAML says of the network: it is tested as it is, and not saved once more."""
     arguments = [*command, "--output_folder", str(tmp_path / "t"), "--test_only"]
+    arguments += ["--model.encoder.layers.1.hidden_size", "12"]
     run(recipe("asr").Recognition, [*arguments, "--init_from", str(trained / "model")])
     assert not (tmp_path / "t/metrics.jsonl").exists()
+    assert not (tmp_path / "t/model").exists()
     a, b = (
         json.loads((folder / "RESULTS.json").read_text())["results"]
         for folder in (trained, tmp_path / "t")
     )
     assert a == b
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        (["--sample_rate", "8000"], "give --sample_rate 16000"),
+        (["--test_only", "--sample_rate", "8000"], "give --sample_rate 16000"),
+        (["--test_only", "--output_folder", "TRAINED"], "holds a trained run"),
+    ],
+)
+def test_what_a_model_folder_cannot_start_or_be_tested_with(
+    trained: Path,
+    command: list[str],
+    tmp_path: Path,
+    recipe: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    changes: list[str],
+    advice: str,
+) -> None:
+    changes = [str(trained) if word == "TRAINED" else word for word in changes]
+    if "--output_folder" not in changes:
+        changes += ["--output_folder", str(tmp_path / "n")]
+    before = (trained / "RESULTS.json").read_bytes()
+    arguments = [*command, *changes, "--init_from", str(trained / "model")]
+    assert advice in fails(recipe("asr").Recognition, arguments, capsys)
+    assert (trained / "RESULTS.json").read_bytes() == before
 
 
 def _environment() -> dict[str, str]:

@@ -230,11 +230,11 @@ def test_a_separator_on_another_corpus(
     tmp_path: Path,
     recipe: Callable[[str], ModuleType],
 ) -> None:
-    """Trained on Libri2Mix, tested on WSJ0-2Mix, without training there."""
+    """Trained on Libri2Mix, tested on WSJ0-2Mix, by a YAML of another network."""
     brain = recipe("separation").Separation
     run(brain, [*arguments("librimix_sepformer"), *ONE_EPOCH])
     there, other = tmp_path / "run/model", tmp_path / "other"
-    command = arguments("wsj0mix_sepformer")
+    command = arguments("wsj0mix_convtasnet")
     command += ["--corpus", str(tmp_path / "wsj0mix"), "--output_folder", str(other)]
     # Only the test split is there.
     command += ["--prepare.splits", "{test: tt}", "--data.train", "null", "--data.valid", "null"]
@@ -244,7 +244,5 @@ def test_a_separator_on_another_corpus(
     assert len(list(other.glob("test/test/audio/*.wav"))) == 2
     assert not (tmp_path / "wsj0mix/2speakers/wav8k/min/tr").exists()
     assert not (other / "checkpoints").exists()
-    trained, tested = speechkit.load(there), speechkit.load(other / "model")
-    for name, weight in trained.state_dict().items():
-        assert torch.equal(tested.state_dict()[name], weight)
+    assert not (other / "model").exists()
     assert all("wsj0mix" in row["audio"] for row in read_rows(other / "test/test/rows.jsonl"))
