@@ -286,13 +286,7 @@ class Brain:
         self.training.check_skipped(position)
 
     def note_failures(self, failures: Iterable[Failure]) -> None:
-        """Log utterances that cannot be used, and stop when they are too many.
-
-        Raises
-        ------
-        DataError
-            When the failures exceed ``data.max_bad_share`` of the training utterances.
-        """
+        """Log utterances that cannot be used; a `DataError` where they are too many."""
         self.data.note_failures(failures)
 
     # ---------------------------------------------------------------- evaluation
@@ -305,18 +299,19 @@ class Brain:
         scores = {result.metric: result.value for result in self._score(rows)}
         return {"loss": loss, **scores, **self.end_validation()}
 
-    def test(self, suffix: str = "") -> dict[str, list[Result]]:
-        """Evaluate every test split, each utterance once, and write rows and summaries.
+    def parts(self, split: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Divide the rows of a test split into what is scored apart, by name; all are one here."""
+        return {split: rows}
 
-        ``suffix`` is added to the splits' names, for tasks that test in several ways.
-        """
+    def test(self) -> dict[str, list[Result]]:
+        """Evaluate every test split, each utterance once, and write rows and summaries."""
         results = {}
         for split in self.data.test_splits:
-            name = split + suffix
             _, rows = self._evaluate_split(split, Stage.TEST)
-            results[name] = self._score(rows)
-            if distributed.is_main():
-                write_test(self.folder, name, rows, self.scorer or "", results[name])
+            for name, part in self.parts(split, rows).items():
+                results[name] = self._score(part)
+                if distributed.is_main():
+                    write_test(self.folder, name, part, self.scorer or "", results[name])
         return results
 
     def _score(self, rows: list[dict[str, Any]]) -> list[Result]:

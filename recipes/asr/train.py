@@ -9,7 +9,7 @@ through. `ctc_weight` is the dial between the two losses: 1 trains CTC alone, 0 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from speechkit.data.specaugment import SpecAugment
 from speechkit.decoding.ctc import greedy
 from speechkit.losses.cross_entropy import sequence_cross_entropy
 from speechkit.losses.ctc import ctc_loss, min_frames
-from speechkit.metrics.results import Result
 from speechkit.models.asr import AttentionOutput, CTCOutput
 from speechkit.monitor import AlignmentMonitor
 from speechkit.nn.stepping import as_sentences
@@ -65,7 +64,6 @@ class Recognition(Brain):
         super().__init__(**kwargs)
         self.spec_augment = spec_augment
         self.searches = search if isinstance(search, Mapping) else {"": search}
-        self.search: Search | None = None
         self.ctc_weight = ctc_weight
         self.label_smoothing = label_smoothing
         self.monitor = AlignmentMonitor()
@@ -141,37 +139,41 @@ class Recognition(Brain):
         )
         return losses / lengths
 
-    def test(self, suffix: str = "") -> dict[str, list[Result]]:
-        """Test with each search in turn."""
-        results: dict[str, list[Result]] = {}
-        for name, search in self.searches.items():
-            self.search = search
-            results |= super().test(f"@{name}" if name else suffix)
-        return results
-
     def evaluate(self, outputs: Any, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
-        """Give reference and hypothesis of each utterance."""
-        model: Any = self.model
-        search = self.search if stage is Stage.TEST else None
-        if search is None and self.ctc_weight == 1.0:
-            search = greedy  # the decoder, if there is one, has not learned anything
+        """Give reference and hypothesis of each utterance, in a test once for each search."""
         if stage is Stage.VALID:
             self._watch(outputs, batch)
+        searches = self.searches if stage is Stage.TEST else {"": None}
         return [
-            {
+            row for name in searches for row in self._decode(outputs, batch, name, searches[name])
+        ]
+
+    def _decode(
+        self, outputs: Any, batch: Batch, name: str, search: Search | None
+    ) -> Iterator[dict[str, Any]]:
+        model: Any = self.model
+        if search is None and self.ctc_weight == 1.0:
+            search = greedy  # the decoder, if there is one, has not learned anything
+        found = model.decode(outputs, search)
+        for utterance, text, n_best in zip(batch.utterance, batch.text, found):
+            yield {
                 "id": utterance.id,
                 "reference": text,
                 "hypothesis": model.tokenizer.decode(n_best[0].tokens),
                 "score": n_best[0].score,
+                "search": name,
                 "speaker": utterance.speaker,
                 "audio": utterance.audio,
                 "start": utterance.start,
                 "duration": utterance.duration,
             }
-            for utterance, text, n_best in zip(
-                batch.utterance, batch.text, model.decode(outputs, search)
-            )
-        ]
+
+    def parts(self, split: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Score each search apart."""
+        return {
+            f"{split}@{name}" if name else split: [row for row in rows if row["search"] == name]
+            for name in self.searches
+        }
 
     def _watch(self, outputs: Any, batch: Batch) -> None:
         tokenizer: Any = self.model.tokenizer
