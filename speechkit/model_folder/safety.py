@@ -34,6 +34,7 @@ _PACKAGES = (
     "speechkit.losses",
     "speechkit.decoding",
     "speechkit.lm",
+    "speechkit.coding",
     "speechkit.data.tokenizer",
 )
 _MODULE_NAME = re.compile(r"speechkit(\.[a-z][a-z0-9_]*)+")

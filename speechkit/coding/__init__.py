@@ -1,0 +1,1 @@
+"""Entropy coding of a codec's codes, and the codec's file format."""
