@@ -15,6 +15,7 @@ from speechkit.nn.contexts import MeanContext
 from speechkit.nn.dual_path import DualPathBlock
 from speechkit.nn.dual_path_blocks import RNNBlock
 from speechkit.nn.rnn import RecurrentEncoder
+from speechkit.nn.seanet_conv import SEANetConv, SEANetTransposedConv
 
 _BLOCK: dict[str, Any] = {
     "embed_dim": 12,
@@ -217,6 +218,49 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "Stack": {"layers": [RecurrentEncoder(input_size=8, hidden_size=5, num_layers=1)]},
 }
+
+
+_NET: dict[str, Any] = {"causal": False, "norm": "time_group", "pad_mode": "reflect"}
+_SEANET: dict[str, Any] = {
+    "channels": 2, "num_filters": 4, "latent_size": 6, "strides": (2, 3), "residual_layers": 2,
+    "dilation_base": 3, "kernel_size": 5, "last_kernel_size": 3, "residual_kernel_size": 5,
+    "compress": 4, "lstm_layers": 1, "activation": "snake", **_NET,
+}  # fmt: skip
+_BOOK: dict[str, Any] = {
+    "latent_size": 6, "codebook_size": 8, "codebook_dim": 3, "cosine": True, "decay": 0.9,
+    "threshold_dead": 1.0,
+}  # fmt: skip
+_STAGE: dict[str, Any] = {"units": nn.ModuleList(), "activation": nn.ELU()}
+_DOWN = SEANetConv(in_channels=2, out_channels=4, kernel_size=4, stride=2)
+_UP = SEANetTransposedConv(in_channels=4, out_channels=2, stride=3)
+
+ARGUMENTS |= {
+    "SEANetEncoder": _SEANET,
+    "SEANetDecoder": {**_SEANET, "istft_stages": 1},
+    "SEANetConv": {
+        "in_channels": 2, "out_channels": 3, "kernel_size": 4, "stride": 2, "dilation": 1, **_NET,
+    },
+    "SEANetTransposedConv": {
+        "in_channels": 4, "out_channels": 2, "stride": 3, "causal": False, "norm": "none",
+    },
+    "TimeGroupNorm": {"num_features": 4, "eps": 1e-3},
+    "Snake": {"channels": 3},
+    "ResidualUnit": {
+        "channels": 8, "kernel_size": 5, "dilation": 3, "compress": 4, "activation": "snake",
+        **_NET,
+    },
+    "SkipLSTM": {"channels": 4, "num_layers": 1},
+    "EncoderStage": {**_STAGE, "resample": _DOWN},
+    "DecoderStage": {**_STAGE, "resample": _UP},
+    "InverseSTFTHead": {
+        "in_channels": 3, "channels": 2, "hop_length": 4, "kernel_size": 5, **_NET,
+    },
+    "VectorQuantizer": _BOOK,
+    "ResidualVectorQuantizer": {
+        **_BOOK, "num_codebooks": 2, "kmeans_iterations": 3, "dropout": 0.5,
+    },
+    "FiniteScalarQuantizer": {"latent_size": 6, "levels": (4, 3), "num_codebooks": 2},
+}  # fmt: skip
 
 
 def _classes() -> list[type[nn.Module]]:
