@@ -12,6 +12,7 @@ from torch import nn
 
 import speechkit.nn
 from speechkit.nn.contexts import MeanContext
+from speechkit.nn.discriminators_vocoder import PeriodDiscriminator
 from speechkit.nn.dual_path import DualPathBlock
 from speechkit.nn.dual_path_blocks import RNNBlock
 from speechkit.nn.rnn import RecurrentEncoder
@@ -260,6 +261,29 @@ ARGUMENTS |= {
         **_BOOK, "num_codebooks": 2, "kmeans_iterations": 3, "dropout": 0.5,
     },
     "FiniteScalarQuantizer": {"latent_size": 6, "levels": (4, 3), "num_codebooks": 2},
+}  # fmt: skip
+
+_SPECTRUM: dict[str, Any] = {
+    "channels": 2, "num_filters": 3, "kernel_size": (3, 5), "stride": 3, "negative_slope": 0.3,
+}  # fmt: skip
+_PERIOD: dict[str, Any] = {
+    "channels": 2, "widths": (4, 5), "kernel_size": 3, "stride": 2, "negative_slope": 0.3,
+}  # fmt: skip
+
+ARGUMENTS |= {
+    "SpectrogramDiscriminator": {
+        **_SPECTRUM, "n_fft": 64, "hop_length": 12, "win_length": 50, "dilations": (1, 2),
+        "representation": "magnitude", "normalize": False, "pad_mode": "reflect",
+        "bands": (0.0, 0.5, 1.0),
+    },
+    "MultiScaleSTFTDiscriminator": {**_SPECTRUM, "windows": (64, 32), "dilations": (1, 2)},
+    "PeriodDiscriminator": {**_PERIOD, "period": 3},
+    "MultiPeriodDiscriminator": {**_PERIOD, "periods": (2, 3)},
+    "MultiResolutionDiscriminator": {
+        "resolutions": ((64, 12, 50),), "channels": 2, "num_filters": 3,
+        "representation": "complex", "bands": (0.0, 0.5, 1.0), "negative_slope": 0.3,
+    },
+    "Discriminators": {"parts": [PeriodDiscriminator(period=3, widths=(4,))]},
 }  # fmt: skip
 
 
