@@ -222,7 +222,7 @@ h1 { font-size: 1.8rem; line-height: 1.2; margin: .5rem 0 1rem; overflow-wrap: a
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-top: 1rem; border-top: 1px solid
   var(--line); }
 h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
-h4 { font-size: .95rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+h4 { font-size: .95rem; margin: 1rem 0 .25rem; overflow-wrap: anywhere; }
 code, pre { font: .85em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   overflow-wrap: anywhere; }
 pre { padding: 1rem; overflow-x: auto; overflow-wrap: normal; background: var(--card);
