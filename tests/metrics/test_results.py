@@ -26,9 +26,9 @@ def test_missing_field() -> None:
 
 def test_scorers() -> None:
     assert "asr" in SCORERS
-    assert list(SCORERS) == ["asr", "lm"]
-    assert len(SCORERS) == 2
-    with pytest.raises(KeyError, match="there are: asr, lm"):
+    assert list(SCORERS) == ["asr", "lm", "separation"]
+    assert len(SCORERS) == 3
+    with pytest.raises(KeyError, match="there are: asr, lm, separation"):
         SCORERS["nothing"]
 
 

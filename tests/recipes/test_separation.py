@@ -234,7 +234,7 @@ def test_a_separator_on_another_corpus(
     brain = recipe("separation").Separation
     run(brain, [*arguments("librimix_sepformer"), *ONE_EPOCH])
     there, other = tmp_path / "run/model", tmp_path / "other"
-    command = arguments("wsj0mix_convtasnet")
+    command = arguments("wsj0mix_light_sepformer")
     command += ["--corpus", str(tmp_path / "wsj0mix"), "--output_folder", str(other)]
     # Only the test split is there.
     command += ["--prepare.splits", "{test: tt}", "--data.train", "null", "--data.valid", "null"]
