@@ -132,7 +132,8 @@ def make_rows(runs: Sequence[Run], metrics: Sequence[str] = (), *, means: bool =
     Returns
     -------
     list of Row
-        Where a YAML has several variants, rows of their mean follow: over the variants' means.
+        Where a YAML has several variants, rows of their mean follow: over the variants' means. Not
+        beside a run without a variant, which the others go on from or differ from.
     """
     rows: list[Row] = []
     for yaml in dict.fromkeys(run.yaml for run in runs):
@@ -143,7 +144,7 @@ def make_rows(runs: Sequence[Run], metrics: Sequence[str] = (), *, means: bool =
             model = f"{yaml} ({variant})" if variant else yaml
             parts += _rows_of(model, [run for run in own if run.variant == variant], metrics)
         rows += parts
-        if means and len(variants) > 1:
+        if means and len(variants) > 1 and "" not in variants:
             rows += _mean_rows(f"{yaml} (mean of {len(variants)})", parts)
     return rows
 
