@@ -16,6 +16,7 @@ from torch import Tensor
 from speechkit.brain import Brain
 from speechkit.data.audio import write_audio
 from speechkit.data.batch import Batch
+from speechkit.data.errors import DataError
 from speechkit.losses.separation import SeparationLoss
 from speechkit.metrics.separation import score_utterance
 from speechkit.models.separator import Separated
@@ -65,6 +66,12 @@ class Separation(Brain):
     def compute_objectives(self, outputs: Separated, batch: Batch, stage: Stage) -> Tensor:
         """Give the loss of each utterance under its best order."""
         sources = batch.sources.data.transpose(1, 2)  # (B, S, T)
+        found, wanted = outputs.estimates.shape[1], sources.shape[1]
+        if found != wanted:
+            raise DataError(
+                f"the model gives {found} sources, but {batch.ids[0]} has {wanted}; set "
+                f"--model.masker.num_sources {wanted}, or take other data"
+            )
         losses, _ = self.loss(outputs.estimates.float(), sources, outputs.lengths)
         return losses
 

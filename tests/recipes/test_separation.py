@@ -246,3 +246,17 @@ def test_a_separator_on_another_corpus(
     assert not (other / "checkpoints").exists()
     assert not (other / "model").exists()
     assert all("wsj0mix" in row["audio"] for row in read_rows(other / "test/test/rows.jsonl"))
+
+
+def test_a_model_of_another_number_of_sources(
+    arguments: Callable[[str], list[str]],
+    recipe: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [*arguments("librimix_sepformer"), *ONE_EPOCH, "--model.masker.num_sources", "3"]
+    with pytest.raises(SystemExit):
+        run(recipe("separation").Separation, command)
+    shown = capsys.readouterr().err
+    assert "the model gives 3 sources" in shown
+    assert "--model.masker.num_sources 2" in shown
+    assert "Traceback" not in shown
