@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from speechkit.data.errors import DataError
+from speechkit.models.separator import Separator
+from speechkit.nn.dual_path_models import SepFormerMasker
+from speechkit.nn.filterbank import FilterbankDecoder, FilterbankEncoder
 
 _FILES = ("encoder.ckpt", "masknet.ckpt", "decoder.ckpt")
 _LAYER = {
@@ -175,13 +178,17 @@ def convert_masknet(masknet: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def load_sepformer(folder: Path, *, chunk_size: int = 250, num_heads: int = 8) -> Converted:
-    """Read and convert the three files of a published SepFormer.
+def load_sepformer(
+    folder: str | Path, *, sample_rate: int = 8000, chunk_size: int = 250, num_heads: int = 8
+) -> Separator:
+    """Read the three files of a published SepFormer and build its separator, in eval mode.
 
     Parameters
     ----------
-    folder : Path
+    folder : path
         Holds ``encoder.ckpt``, ``masknet.ckpt`` and ``decoder.ckpt``.
+    sample_rate : int
+        Hz, which the files do not say: 8000 of those of WSJ0-mix, 16000 of some others.
     chunk_size, num_heads : int
         As in `convert_sepformer`.
 
@@ -196,7 +203,15 @@ def load_sepformer(folder: Path, *, chunk_size: int = 250, num_heads: int = 8) -
         if not path.is_file():
             raise DataError(f"{path} is missing; a SepFormer of SpeechBrain is {', '.join(_FILES)}")
         parts.append(_load_tensors(path))
-    return convert_sepformer(*parts, chunk_size=chunk_size, num_heads=num_heads)
+    state, settings = convert_sepformer(*parts, chunk_size=chunk_size, num_heads=num_heads)
+    model = Separator(
+        sample_rate=sample_rate,
+        encoder=FilterbankEncoder(**settings["filterbank"]),
+        masker=SepFormerMasker(**settings["masker"]),
+        decoder=FilterbankDecoder(**settings["filterbank"]),
+    )
+    model.load_state_dict(state)
+    return model.eval()
 
 
 def _load_tensors(path: Path) -> Mapping[str, Tensor]:
