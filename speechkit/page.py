@@ -84,7 +84,7 @@ def figure_svg(figure: Any, label: str, *, wide: bool = False) -> str:
     return f"<figure{kind}>{svg.replace('<svg ', role, 1)}</figure>"
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def new_axes(width: float, height: float) -> tuple[Any, Any]:
     """Give a figure and its only axes, in the page's ink."""
     from matplotlib.figure import Figure
 
@@ -121,7 +121,7 @@ def line_plot(lines: Mapping[str, Sequence[tuple[float, float]]], x: str, title:
     >>> 'aria-label="loss: train from 2 to 1"' in plot
     True
     """
-    figure, axes = _axes(4.6, 2.8)
+    figure, axes = new_axes(4.6, 2.8)
     for i, (key, points) in enumerate(lines.items()):
         axes.plot(
             *zip(*points), label=key, color=COLOURS[i % len(COLOURS)], linewidth=1.6,
@@ -160,7 +160,7 @@ def spectrogram(samples: Tensor, sample_rate: int, what: str = "") -> str:
     power = torch.stft(padded, n_fft, hop, window=window, return_complex=True).abs().square()
     bank = melscale_fbanks(n_fft // 2 + 1, 0.0, top, num_mels, sample_rate)
     level = 10 * (power.T @ bank).clamp(min=1e-10).log10()
-    figure, axes = _axes(5.0, 1.8)
+    figure, axes = new_axes(5.0, 1.8)
     high = float(level.max())
     seconds = len(padded) / sample_rate
     axes.imshow(

@@ -18,6 +18,7 @@ from speechkit.page import (
     audio_player,
     escape,
     figure_svg,
+    new_axes,
     spectrogram,
     table,
 )
@@ -88,18 +89,11 @@ def histogram(values: Sequence[float]) -> str:
     ... )
     True
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     mean, median = statistics.fmean(values), statistics.median(values)
     low, high = min(values), max(values)
-    figure = Figure(figsize=(4.6, 2.4), layout="constrained")
-    axes = figure.add_subplot()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set(color=INK, alpha=0.4)
-    axes.tick_params(colors=INK, labelsize=9)
+    figure, axes = new_axes(4.6, 2.4)
     bins = min(30, max(4, math.ceil(2 * math.sqrt(len(values)))))
     span = (low, high) if high > low else (low - 0.5, low + 0.5)
     axes.hist(values, bins=bins, range=span, color=COLOURS[0], rwidth=0.92)

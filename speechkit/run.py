@@ -139,7 +139,7 @@ def _make_brain(
 ) -> Brain:
     built = _build(hparams, seed, [*from_yaml, "reinit"])
     reinit = built.pop("reinit", None) or ()
-    if options["init_from"] and options["test_only"]:
+    if _tests_a_folder(options):
         built["model"] = _as_trained(built["model"], options["init_from"])
     elif options["init_from"]:
         _initialise(built["model"], options["init_from"], reinit)
@@ -154,11 +154,16 @@ def _train_and_test(
 ) -> None:
     if not options["test_only"]:
         brain.fit()
-    if not (options["test_only"] and options["init_from"]):
+    if not _tests_a_folder(options):
         brain.load_best()
     elif distributed.is_main():
         logger.info("tested as it is in %s", options["init_from"])
     _finish(brain, yaml_path, arguments, options)
+
+
+def _tests_a_folder(options: dict[str, Any]) -> bool:
+    """Whether a finished model is tested as it is, and nothing is trained."""
+    return bool(options["test_only"] and options["init_from"])
 
 
 def _seed(hparams: Hparams) -> int:
@@ -319,7 +324,7 @@ def _vocabularies_differ(model: nn.Module, there: nn.Module) -> bool:
 
 def _finish(brain: Brain, yaml_path: Path, arguments: list[str], options: dict[str, Any]) -> None:
     """Save the model folder, if it is new, test, and write RESULTS.json and the report."""
-    if distributed.is_main() and not (options["test_only"] and options["init_from"]):
+    if distributed.is_main() and not _tests_a_folder(options):
         pretrained.save(brain.model, brain.folder / "model")
     results = brain.test()
     if not distributed.is_main():

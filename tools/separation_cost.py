@@ -17,7 +17,6 @@ Times are of this machine, and threads of OpenMP that spin while they wait spoil
 from __future__ import annotations
 
 import argparse
-import ctypes
 import io
 import json
 import os
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 8000
 SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 NAME = "separation_cost"
-_M_MMAP_THRESHOLD = -3  # of glibc's mallopt: larger pieces go back to the system at once
 HEADER = ("model", "parameters", "input", "time", "real time", "memory")
 
 
@@ -194,12 +192,11 @@ def one_pass(name: str, seconds: str, device: str, threads: str, quick: str) -> 
     """
     import torch
 
-    from tools.benchmarks.measure import peak_mib
+    from tools.benchmarks.measure import give_back_memory, peak_mib
 
     torch.set_num_threads(int(threads))
     place = torch.device(device)
-    if sys.platform == "linux":  # else the peak has holes that were freed and not given back
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    give_back_memory()
     model = MODELS[name](bool(int(quick))).to(place).eval()
     forward(model, 0.05, place)()
     run = forward(model, float(seconds), place)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from speechkit.nn.masking import length_mask
+from speechkit.nn.masking import length_mask, ragged
 
 _FLOOR = 1e-10
 """Power added in SNR and log-MSE, -100 dB re full scale: that of rounding to 16 bits."""
@@ -322,7 +322,7 @@ def _powers(
     _check(estimates, targets, lengths)
     lengths = lengths.to(estimates.device)
     outside = None
-    if bool((lengths < estimates.shape[2]).any()):
+    if ragged(lengths, estimates.shape[2]) is not None:
         outside = ~length_mask(lengths, estimates.shape[2]).unsqueeze(1)
     with torch.autocast(device_type=estimates.device.type, enabled=False):
         sums = _Products.apply(estimates, targets, outside)

@@ -20,11 +20,11 @@ from speechkit.models.codec_parts import (
     full_lengths,
     loudness,
     pays_in_blocks,
-    ragged,
     served_rates,
 )
 from speechkit.models.codec_segments import join_segments, segment_bounds, segment_frames
 from speechkit.models.codec_stream import CodecStreams
+from speechkit.nn.masking import ragged
 from speechkit.nn.quantize import draw_num_codebooks
 from speechkit.nn.seanet import fold_weight_norm
 from speechkit.nn.seanet_conv import mask_channels
@@ -254,7 +254,7 @@ class Codec(nn.Module):
         count = self.codebooks_for(kbps) if kbps is not None else num_codebooks
         samples = full_lengths(lengths, waveform)
         if self.segment_length is None:
-            codes, scale = self._encode_segment(waveform, ragged(lengths, waveform), count)
+            codes, scale = self._encode_segment(waveform, ragged(lengths, waveform.shape[2]), count)
             scales = None if scale is None else scale.flatten(1)
             return Encoded(codes, self._frames(samples), scales, samples)
         codes_parts, scale_parts = [], []
@@ -263,7 +263,7 @@ class Codec(nn.Module):
         for start, stop in bounds:
             valid = (samples - start).clamp(0, stop - start)
             segment = waveform[..., start:stop]
-            codes, scale = self._encode_segment(segment, ragged(valid, segment), count)
+            codes, scale = self._encode_segment(segment, ragged(valid, segment.shape[2]), count)
             missing = -(-size // hop) - codes.shape[2] if (start, stop) != bounds[-1] else 0
             codes_parts.append(F.pad(codes, (0, missing)))
             scale_parts += [] if scale is None else [scale.flatten(1)]
@@ -321,7 +321,7 @@ class Codec(nn.Module):
             raise DataError("the codec normalizes loudness: give decode the scales of encode")
         frames = full_lengths(lengths, codes)
         if self.segment_length is None:
-            wave = self._decode_segment(codes, ragged(lengths, codes))
+            wave = self._decode_segment(codes, ragged(lengths, codes.shape[2]))
             wave = wave if scales is None else wave * scales.unsqueeze(2)
         else:
             wave = self._decode_segments(codes, frames, scales, num_samples)
@@ -341,7 +341,7 @@ class Codec(nn.Module):
             else:
                 samples = (num_samples - index * self.segment_stride).clamp(0, self.segment_length)
                 valid = self._frames(samples).clamp(max=part.shape[2])
-            wave = self._decode_segment(part, ragged(valid, part))
+            wave = self._decode_segment(part, ragged(valid, part.shape[2]))
             waves.append(wave if scales is None else wave * scales[:, index, None, None])
             ends.append(valid * self.hop_length)
         return join_segments(waves, ends, self.segment_stride)

@@ -138,13 +138,6 @@ def full_lengths(lengths: Tensor | None, x: Tensor) -> Tensor:
     return torch.full((x.shape[0],), x.shape[2], device=x.device)
 
 
-def ragged(lengths: Tensor | None, x: Tensor) -> Tensor | None:
-    """Forget lengths that are all full, so that the fast paths are open."""
-    if lengths is None or bool((lengths >= x.shape[2]).all()):
-        return None
-    return lengths
-
-
 def loudness(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Give the root mean square of each item's mono mix, ``(B, 1, 1)``, a little above 0.
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from speechkit.features.framing import one_of, pad_items
-from speechkit.nn.masking import length_mask, mask_padding
+from speechkit.nn.masking import length_mask, mask_padding, ragged
 
 
 class Judgement(NamedTuple):
@@ -118,7 +118,7 @@ def needed_lengths(lengths: Tensor | None, samples: int) -> Tensor | None:
     """
     if lengths is None or lengths.device.type != "cpu" or torch.compiler.is_compiling():
         return lengths
-    return None if bool((lengths == samples).all()) else lengths
+    return ragged(lengths, samples)
 
 
 def check_waveform(waveform: Tensor, channels: int) -> None:

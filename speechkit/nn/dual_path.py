@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechkit.nn.masking import mask_padding
+from speechkit.nn.masking import mask_padding, ragged
 from speechkit.nn.norm import NormKind, make_norm
 from speechkit.nn.positional import absolute_positions
 
@@ -272,9 +272,9 @@ class DualPathMasker(nn.Module):
             Shape ``(B, num_sources, T, num_features)``; beyond the lengths it means nothing.
         """
         num_frames = x.shape[1]
-        padded = bool((lengths < num_frames).any())
-        counts = num_chunks(lengths, self.chunk_size, self.margin) if padded else None
-        x = self._embed(x, lengths if padded else None)
+        valid = ragged(lengths, num_frames)
+        counts = None if valid is None else num_chunks(valid, self.chunk_size, self.margin)
+        x = self._embed(x, valid)
         x = split_chunks(x, self.chunk_size, self.margin)
         for block in self.blocks:
             x = block(x, counts, checkpointing=self.checkpointing and torch.is_grad_enabled())

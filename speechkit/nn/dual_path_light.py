@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from speechkit.nn.dual_path import MaskKind, apply_mask_kind
 from speechkit.nn.dual_path_blocks import TransformerBlock
-from speechkit.nn.masking import mask_padding
+from speechkit.nn.masking import mask_padding, ragged
 from speechkit.nn.norm import GlobalLayerNorm
 
 
@@ -123,7 +123,7 @@ class LightSepFormerMasker(nn.Module):
         batch, num_frames, _ = x.shape
         size, rerun = self.chunk_size, self.checkpointing and torch.is_grad_enabled()
         counts = None
-        if bool((lengths < num_frames).any()):
+        if ragged(lengths, num_frames) is not None:
             x = mask_padding(x, lengths)
             counts = (lengths + size - 1) // size
         x = F.pad(x, (0, 0, 0, -num_frames % size if num_frames else size))

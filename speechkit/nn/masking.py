@@ -47,6 +47,21 @@ def length_mask(lengths: Tensor, max_length: int) -> Tensor:
     return positions < lengths.unsqueeze(1)
 
 
+def ragged(lengths: Tensor | None, max_length: int) -> Tensor | None:
+    """Return the lengths, or None where all items are full, so that nothing is masked for nothing.
+
+    On a GPU this waits for the lengths.
+
+    Examples
+    --------
+    >>> ragged(torch.tensor([3, 3]), 3), ragged(torch.tensor([3, 2]), 3)
+    (None, tensor([3, 2]))
+    """
+    if lengths is None or bool((lengths >= max_length).all()):
+        return None
+    return lengths
+
+
 def mask_padding(x: Tensor, lengths: Tensor, value: float = 0.0) -> Tensor:
     """Overwrite the padding of a batch, so that garbage in it (NaN too) cannot leak.
 

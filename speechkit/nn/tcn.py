@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from speechkit.nn.conv import depthwise_conv
-from speechkit.nn.masking import mask_padding
+from speechkit.nn.masking import mask_padding, ragged
 from speechkit.nn.norm import CumulativeLayerNorm, GlobalLayerNorm
 from speechkit.nn.shifts import PReLU
 
@@ -201,9 +201,9 @@ class ConvTasNetMasker(nn.Module):
         Tensor
             Shape ``(B, num_sources, T, num_features)``; what is in the padding means nothing.
         """
-        valid = None  # crops of training have one length: nothing is masked there
-        if bool((lengths < x.shape[1]).any()):
-            valid, x = lengths, mask_padding(x, lengths)
+        valid = ragged(lengths, x.shape[1])
+        if valid is not None:
+            x = mask_padding(x, valid)
         y = self.bottleneck(self.norm(x, valid))
         skips = y.new_zeros(*y.shape[:2], self.skip_size)
         for block in self.blocks:

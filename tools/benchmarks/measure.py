@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import logging
@@ -19,6 +20,9 @@ from typing import NamedTuple
 import torch
 
 from speechkit.results import describe_device
+
+_M_MMAP_THRESHOLD = -3
+"""The option of glibc's mallopt: from which size on memory is mapped, and unmapped when freed."""
 
 ROOT = Path(__file__).parents[2]
 Timed = Callable[[], float]
@@ -293,6 +297,15 @@ def child(arguments: Sequence[str]) -> str:
             f"python {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-2000:]}"
         )
     return done.stdout.strip().rpartition("\n")[2]
+
+
+def give_back_memory() -> None:
+    """Let this process hand freed pieces of a MiB or more back at once, where libc is glibc.
+
+    Else a peak has holes in it that were freed and kept, and changes with the order of allocations.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def peak_mib(device: torch.device) -> float:

@@ -10,7 +10,6 @@ that of glibc's fragmentation, which changes with the order of allocations.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import sys
@@ -20,10 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tools.benchmarks.measure import Bench, Contest, Measurement, Target, child, peak_mib, peer
+from tools.benchmarks.measure import (
+    Bench,
+    Contest,
+    Measurement,
+    Target,
+    child,
+    give_back_memory,
+    peak_mib,
+    peer,
+)
 
-_M_MMAP_THRESHOLD = -3
-"""The option of glibc's mallopt: from which size on memory is mapped, and unmapped when freed."""
 Masks = Callable[[Tensor], Tensor]
 
 
@@ -325,8 +331,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run one side's forward and backward pass and print the peak memory in MiB."""
     side, options, device, threads = arguments
     torch.set_num_threads(int(threads))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    give_back_memory()
     sizes = Sizes(**json.loads(options))
     model = build_sepformer(sizes) if side == "ours" else build_speechbrain(sizes)
     if model is None:
