@@ -1,7 +1,7 @@
 """The training loop: epochs, accumulation, validation, exact resume, testing.
 
-A task subclasses :class:`Brain` and writes three methods: ``compute_forward``,
-``compute_objectives`` and ``evaluate``.
+A task subclasses :class:`Brain` and writes what :class:`speechkit.task.Task` asks for, three
+methods mostly: ``compute_forward``, ``compute_objectives`` and ``evaluate``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from speechkit.results import write_test
 from speechkit.rng import random_state, set_random_state
 from speechkit.schedules import Constant, Schedule
 from speechkit.signals import StopRequest
+from speechkit.task import Task
 from speechkit.tracking import Tracker, progress_bar
 from speechkit.training import Interrupted, Position, Stage, Training, TrainingError
 from speechkit.updater import Updater, best_weights
@@ -36,7 +37,7 @@ from speechkit.updater import Updater, best_weights
 logger = logging.getLogger(__name__)
 
 
-class Brain:
+class Brain(Task):
     """Trains and tests one model.
 
     Parameters
@@ -66,13 +67,11 @@ class Brain:
     Attributes
     ----------
     forward : callable
-        What ``compute_forward`` calls: ``model`` or, in training, its compiled or distributed form.
+        What ``compute_forward`` calls: ``network`` or, in training, its compiled or distributed
+        form.
     split : str
         Which split is being evaluated.
     """
-
-    scorer: str | None = None
-    """The name in ``metrics.results.SCORERS`` that turns rows of ``evaluate`` into results."""
 
     def __init__(
         self,
@@ -95,7 +94,7 @@ class Brain:
         self.seed = seed
         self.device = torch.device(device)
         self.frozen = tuple(frozen)
-        self.forward: Callable[..., Any] = self.model
+        self.forward: Callable[..., Any] = self.network
         self.position = Position()
         self.updater = Updater(
             self.model, optimizer, training, schedule if schedule is not None else Constant(),
@@ -116,24 +115,6 @@ class Brain:
             "pin_memory": self.device.type == "cuda",
         }  # fmt: skip
 
-    # ---------------------------------------------------------------- what a task writes
-
-    def compute_forward(self, batch: Batch, stage: Stage) -> Any:
-        """Run ``self.forward`` on a batch; the result goes to the two methods below."""
-        raise NotImplementedError(f"{type(self).__name__} must define compute_forward")
-
-    def compute_objectives(self, outputs: Any, batch: Batch, stage: Stage) -> Tensor:
-        """Give the loss: ``(B,)``, one value an utterance, or a scalar mean over the batch."""
-        raise NotImplementedError(f"{type(self).__name__} must define compute_objectives")
-
-    def evaluate(self, outputs: Any, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
-        """Give one row of plain values an utterance, from which ``scorer`` makes numbers."""
-        return []
-
-    def end_validation(self) -> dict[str, float]:
-        """Give more numbers of a validation pass after its last batch; all ranks call it."""
-        return {}
-
     # ---------------------------------------------------------------- training
 
     def fit(self) -> None:
@@ -149,7 +130,7 @@ class Brain:
             When more utterances fail than ``data.max_bad_share`` allows.
         """
         options = self.training
-        wrapped = parallel.wrap(self.model)
+        wrapped = parallel.wrap(self.network)
         self.forward = torch.compile(wrapped) if options.compile else wrapped
         batches = self.data.num_train_batches(0, world_size=self.world_size)
         self.total_steps = options.epochs * math.ceil(batches / options.accumulation)
@@ -211,6 +192,7 @@ class Brain:
             "train/skipped_steps": position.skipped, "seconds": seconds,
             "utterances_per_second": items / max(seconds, 1e-9), **self.updater.rates,
         }  # fmt: skip
+        row |= {f"train/{name}": value for name, value in self.end_training().items()}
         metrics = self.validate() if options.validates(position.epoch + 1) else {}
         if metrics:
             if options.metric not in metrics:
@@ -226,8 +208,9 @@ class Brain:
         position.next_epoch()
         if distributed.is_main():
             self.tracker.log(row)
-            shown = {"loss": loss, "valid loss": metrics.get("loss"),
-                     options.metric: metrics.get(options.metric), **self.updater.rates}  # fmt: skip
+            shown = {"loss": loss, "valid loss": metrics.get("loss"), **self.updater.rates}
+            if options.metric != "loss":
+                shown[options.metric] = metrics.get(options.metric)
             text = "  ".join(f"{k} {v:.4g}" for k, v in shown.items() if v is not None)
             logger.info("epoch %d  %s  %.0f s", position.epoch, text, seconds)
         self.save(metrics)
@@ -235,8 +218,8 @@ class Brain:
     def fit_batches(self, batches: list[Batch]) -> None:
         """Make one update from the batches of one accumulation group.
 
-        Override it for training that is not one loss and one backward pass (GANs). The gradient is
-        that of the mean over all utterances of all batches on all ranks, however they are split.
+        The gradient is that of the mean over all utterances of all batches on all ranks, however
+        they are split.
         """
         for batch in batches:
             self.note_failures(batch.failures)
@@ -255,14 +238,11 @@ class Brain:
             # Gradients travel between processes once a group, with its last batch.
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last else parallel.no_sync(self.forward):
-                with self.updater.autocast():
-                    outputs = self.compute_forward(batch, Stage.TRAIN)
-                    losses = self.compute_objectives(outputs, batch, Stage.TRAIN)
-                mean = losses.mean()
-                self.updater.backward(mean * (len(batch) * self.world_size / total))
-            finite = self._check_finite(losses.detach(), batch) and finite
-            loss_sum += float(mean.detach()) * len(batch)
-        if self.updater.step(finite=finite):
+                share = len(batch) * self.world_size / total
+                losses = self.train_batch(batch, share, last=last)
+            finite = self._check_finite(losses, batch) and finite
+            loss_sum += float(losses.mean()) * len(batch)
+        if self.updater.step(finite=finite, only=self.stepping()):
             self.position.loss_sum += loss_sum
             self.position.items += items
             self.position.nonfinite_run = 0
@@ -299,10 +279,6 @@ class Brain:
         scores = {result.metric: result.value for result in self._score(rows)}
         return {"loss": loss, **scores, **self.end_validation()}
 
-    def parts(self, split: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-        """Divide the rows of a test split into what is scored apart, by name; all are one here."""
-        return {split: rows}
-
     def test(self) -> dict[str, list[Result]]:
         """Evaluate every test split, each utterance once, and write rows and summaries."""
         results = {}
@@ -320,7 +296,7 @@ class Brain:
     def _evaluate_split(self, split: str, stage: Stage) -> tuple[float, list[dict[str, Any]]]:
         self.model.eval()
         self.split = split
-        wrapped, self.forward = self.forward, self.model
+        wrapped, self.forward = self.forward, self.network
         loader = self.data.eval_loader(split, **self._loader_options)
         rows: list[dict[str, Any]] = []
         loss_sum, items = 0.0, 0
@@ -348,6 +324,7 @@ class Brain:
             "model": self.model.state_dict(),
             "updater": self.updater.state_dict(),
             "position": self.position.state_dict(),
+            "task": self.task_state(),
             # Sums of a running epoch and random states differ by rank.
             "ranks": distributed.gather_objects([(self.position.state_dict(), random_state())]),
         }
@@ -366,6 +343,7 @@ class Brain:
         try:
             self.model.load_state_dict(state["model"])
             self.updater.load_state_dict(state["updater"])
+            self.load_task_state(state.get("task", {}))
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"{loaded.entry.file} does not fit this model and its optimisers ({error!r}); "

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from speechkit.distributed import world_size
+from speechkit.distributed import all_reduce_sum, world_size
 
-__all__ = ["check_device", "no_sync", "wrap"]
+__all__ = ["average_gradients", "check_device", "no_sync", "wrap"]
 
 STRATEGIES = ("ddp", "fsdp")
 
@@ -91,6 +91,33 @@ def wrap(
         device_ids=[device.index] if device.type == "cuda" else None,
         find_unused_parameters=find_unused_parameters,
     )
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their mean over the ranks, for a module that `wrap` did not wrap.
+
+    All ranks must call it for the same parameters, and each of these have a gradient on all ranks
+    or on none.
+
+    Examples
+    --------
+    >>> parameter = nn.Parameter(torch.ones(2))
+    >>> parameter.sum().backward()
+    >>> average_gradients([parameter])
+    >>> parameter.grad.tolist()
+    [1.0, 1.0]
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    # One message for all: small ones cost as much as large ones.
+    means = all_reduce_sum(torch.cat([g.flatten() for g in gradients])) / ranks
+    for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
 
 
 @contextmanager

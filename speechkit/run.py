@@ -325,7 +325,7 @@ def _vocabularies_differ(model: nn.Module, there: nn.Module) -> bool:
 def _finish(brain: Brain, yaml_path: Path, arguments: list[str], options: dict[str, Any]) -> None:
     """Save the model folder, if it is new, test, and write RESULTS.json and the report."""
     if distributed.is_main() and not _tests_a_folder(options):
-        pretrained.save(brain.model, brain.folder / "model")
+        pretrained.save(brain.network, brain.folder / "model")
     results = brain.test()
     if not distributed.is_main():
         return

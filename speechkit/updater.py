@@ -90,12 +90,31 @@ class Updater:
             for group, options in zip(optimizer.param_groups, self._options[name]):
                 group["lr"] = options["lr"] * factor
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss, scaled where the precision asks for it."""
-        self.scaler.scale(loss).backward()
+    def backward(
+        self,
+        loss: Tensor,
+        *,
+        inputs: Sequence[Tensor] | None = None,
+        retain_graph: bool = False,
+    ) -> None:
+        """Add the gradient of a loss, scaled where the precision asks for it.
+
+        Parameters
+        ----------
+        loss : Tensor
+            A scalar.
+        inputs : sequence of Tensor, optional
+            The parameters that get the gradient; all by default.
+        retain_graph : bool
+            Whether another loss goes backward through the same graph.
+        """
+        self.scaler.scale(loss).backward(inputs=inputs, retain_graph=retain_graph)
 
     def step(self, *, finite: bool = True, only: Sequence[str] | None = None) -> bool:
         """Update the weights, or skip when loss or gradient is not finite on any process.
+
+        The gradient of each optimiser's parameters is clipped apart; those of the optimisers that
+        do not step are dropped too.
 
         Parameters
         ----------
@@ -110,16 +129,17 @@ class Updater:
             Whether the weights changed.
         """
         optimizers = [o for n, o in self.optimizers.items() if only is None or n in only]
+        norms = []
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
-        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        norm = clip_gradients(parameters, self.options.max_grad_norm)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norms.append(clip_gradients(parameters, self.options.max_grad_norm))
         # fp16 meets infinite gradients by design: its scaler skips those steps by itself.
-        bad = not finite or not (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
-        bad = distributed.any_rank(bad)
-        for optimizer in optimizers:
-            if not bad:
-                self.scaler.step(optimizer)
+        sound = self.scaler.is_enabled() or all(bool(torch.isfinite(norm)) for norm in norms)
+        bad = distributed.any_rank(not (finite and sound))
+        for optimizer in optimizers if not bad else ():
+            self.scaler.step(optimizer)
+        for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         if self.scaler.is_enabled():
             self.scaler.update()

@@ -141,7 +141,7 @@ def test_accumulated_gradient_is_that_of_the_union(tmp_path: Path, manifest: Pat
     batches = list(brain.data.train_loader(0))
     assert len({len(batch) for batch in batches}) > 1
     seen = {}
-    brain.updater.step = lambda *, finite: seen.update(  # type: ignore[method-assign]
+    brain.updater.step = lambda **_: seen.update(  # type: ignore[method-assign]
         {n: p.grad.clone() for n, p in brain.model.named_parameters()}
     )
     brain.fit_batches(batches)
