@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from speechkit.data.audio import read_audio
+from speechkit.data.audio import read_audio, read_audio_channels
 from speechkit.data.batch import Failure
 from speechkit.data.manifest import DataError, Utterance
 from speechkit.data.randomness import item_generator
@@ -22,27 +23,62 @@ class _Encoder(Protocol):
 
 
 class LoadAudio:
-    """Set ``"waveform"``: the utterance's span of its file, shape ``(T,)``, one channel.
+    """Set ``"waveform"``: the utterance's span of its file, or a random part of it.
 
     Parameters
     ----------
     sample_rate : int
         Files of another rate are resampled to it.
+    channels : int, optional
+        Give ``(T, C)`` instead of ``(T,)``: one channel is the mean of the file's, several are
+        those of the file, or copies of its only one.
+    crop_seconds : float, optional
+        Read a part of this length, anywhere in the utterance; a shorter one is read whole.
+
+    Raises
+    ------
+    ValueError
+        For numbers that are not above 0.
     """
 
-    def __init__(self, *, sample_rate: int) -> None:
+    def __init__(
+        self, *, sample_rate: int, channels: int | None = None, crop_seconds: float | None = None
+    ) -> None:
+        if (channels is not None and channels < 1) or (crop_seconds or 1.0) <= 0:
+            raise ValueError(
+                f"channels={channels} must be at least 1 and crop_seconds={crop_seconds} above 0"
+            )
         self.sample_rate = sample_rate
+        self.channels = channels
+        self.crop_seconds = crop_seconds
 
     def __call__(self, item: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Read the audio; `DataError` where that fails."""
         utterance: Utterance = item["utterance"]
-        item["waveform"] = read_audio(
-            utterance.audio,
-            start=utterance.start,
-            duration=utterance.duration,
-            sample_rate=self.sample_rate,
-        )[0]
+        start, duration = utterance.start, utterance.duration
+        if self.crop_seconds is not None and duration > self.crop_seconds:
+            free = duration - self.crop_seconds
+            start += free * float(torch.rand((), generator=generator, dtype=torch.float64))
+            duration = self.crop_seconds
+        waveform = self._read(utterance.audio, start, duration)
+        if self.crop_seconds is not None:
+            # Rounding to the file's samples must not make crops differ by one in length.
+            waveform = waveform[: round(self.crop_seconds * self.sample_rate)]
+        item["waveform"] = waveform
         return item
+
+    def _read(self, path: str, start: float, duration: float) -> Tensor:
+        span: Any = {"start": start, "duration": duration, "sample_rate": self.sample_rate}
+        if self.channels is None or self.channels == 1:
+            waveform = read_audio(path, **span)[0]
+            return waveform if self.channels is None else waveform.unsqueeze(1)
+        waveform = read_audio_channels(path, **span)[0]
+        if len(waveform) not in (1, self.channels):
+            raise DataError(
+                f"{path}: has {len(waveform)} channels, wanted are {self.channels} (or one, which "
+                "is copied); remove it or mix it down"
+            )
+        return waveform.expand(self.channels, -1).T.contiguous()
 
 
 class EncodeText:

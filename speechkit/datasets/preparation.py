@@ -122,6 +122,16 @@ def write_manifests(
     write_stamp(stamp, settings, manifests.values())
 
 
+def position(group: str, seed: int) -> float:
+    """Give a group's place in [0, 1), from its name and the seed: the same on every machine.
+
+    >>> round(position("anna", 0), 4)
+    0.2064
+    """
+    digest = hashlib.blake2b(f"{seed}\x1f{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Keep torch to one thread: for thousands of short waveforms several only cost time.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +83,7 @@ def prepare(
     for path in files:
         for key, text in _read(path, ids=ids):
             group = "-".join(key.split("-")[:group_parts]) if group_parts is not None else text
-            place = _position(group, seed)
+            place = preparation.position(group, seed)
             evaluated = "test" if place < test_share else "valid"
             lines[evaluated if place < test_share + valid_share else "train"].append(text)
     empty = [name for name in splits if not lines[name]]
@@ -173,9 +172,3 @@ def _read(path: Path, *, ids: bool) -> list[tuple[str, str]]:
         path, problems, "Lines must be 'utt_id TEXT'; for lines without ids, ids must be false"
     )
     return rows
-
-
-def _position(group: str, seed: int) -> float:
-    """Give a group's place in [0, 1): the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}\x1f{group}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
