@@ -89,6 +89,8 @@ class _Scorers(Mapping[str, Scorer]):
 SCORERS: Mapping[str, Scorer] = _Scorers(
     {
         "asr": "speechkit.metrics.wer:summarize",
+        "codec": "speechkit.metrics.quality_results:summarize",
+        "codes": "speechkit.metrics.codes:summarize",
         "lm": "speechkit.metrics.perplexity:summarize",
         "separation": "speechkit.metrics.separation:summarize",
     }

@@ -26,9 +26,9 @@ def test_missing_field() -> None:
 
 def test_scorers() -> None:
     assert "asr" in SCORERS
-    assert list(SCORERS) == ["asr", "lm", "separation"]
-    assert len(SCORERS) == 3
-    with pytest.raises(KeyError, match="there are: asr, lm, separation"):
+    assert list(SCORERS) == ["asr", "codec", "codes", "lm", "separation"]
+    assert len(SCORERS) == 5
+    with pytest.raises(KeyError, match="there are: asr, codec, codes, lm, separation"):
         SCORERS["nothing"]
 
 
