@@ -205,6 +205,26 @@ def audio_player(samples: Tensor, sample_rate: int, label: str) -> str:
     )
 
 
+def sound_card(samples: Tensor, sample_rate: int, title: str, note: str, what: str) -> str:
+    """Show sound as a titled spectrogram with its player.
+
+    Parameters
+    ----------
+    samples : Tensor
+        Shape ``(T,)``.
+    sample_rate : int
+        In Hz.
+    title, note : str
+        Above the picture; the note may be empty.
+    what : str
+        What one sees and hears, for those who do not see it.
+    """
+    said = f' <span class="label">{escape(note)}</span>' if note else ""
+    picture = spectrogram(samples, sample_rate, f"of {what}")
+    player = audio_player(samples, sample_rate, what)
+    return f"<div><p><strong>{escape(title)}</strong>{said}</p>{picture}{player}</div>"
+
+
 # ---------------------------------------------------------------- the page
 
 STYLE = """

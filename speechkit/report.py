@@ -17,6 +17,7 @@ from speechkit.data.manifest import DataError
 from speechkit.files import atomic_write
 from speechkit.metrics.results import Result
 from speechkit.page import PAGE, STYLE, audio_player, escape, line_plot, spectrogram, table
+from speechkit.report_codec import codec
 from speechkit.report_run import MAX_SECONDS, Run, Section
 from speechkit.report_separation import separation
 from speechkit.tracking import plot_files
@@ -211,7 +212,7 @@ def hyperparameters(run: Run) -> str:
 
 
 SECTIONS: tuple[Section, ...] = (
-    header, results_table, learning_curves, attention, separation, worst_utterances,
+    header, results_table, learning_curves, attention, separation, codec, worst_utterances,
     hyperparameters,
 )  # fmt: skip
 

@@ -15,11 +15,10 @@ from speechkit.data.manifest import DataError
 from speechkit.page import (
     COLOURS,
     INK,
-    audio_player,
     escape,
     figure_svg,
     new_axes,
-    spectrogram,
+    sound_card,
     table,
 )
 from speechkit.report_run import Run
@@ -159,7 +158,9 @@ def _sounds(
     name, speakers = row.get("id", "?"), row.get("speakers") or []
     parts = []
     if row.get("audio"):
-        mixture = _sound(read(str(row["audio"]), start), rate, "Mixture", "", f"{name}, mixture")
+        mixture = sound_card(
+            read(str(row["audio"]), start), rate, "Mixture", "", f"{name}, mixture"
+        )
         parts.append(f'<div class="grid">{mixture}<div></div></div>')  # as wide as those below
     scores = {key: values_of(row, key) for key in ("si_snri", "sdri")}
     for n, (path, estimated) in enumerate(zip(sources, estimates)):
@@ -172,21 +173,14 @@ def _sounds(
             if n < len(scores[key]) and scores[key][n] is not None
         )
         pair = (
-            _sound(source, rate, f"Source{number}", who, f"{name}, source{number}"),
-            _sound(
+            sound_card(source, rate, f"Source{number}", who, f"{name}, source{number}"),
+            sound_card(
                 at_level_of(estimate, source), rate, f"Estimate{number}", said,
                 f"{name}, estimate{number}",
             ),
         )  # fmt: skip
         parts.append(f'<div class="grid">{"".join(pair)}</div>')
     return "".join(parts)
-
-
-def _sound(samples: Tensor, rate: int, title: str, note: str, what: str) -> str:
-    said = f' <span class="label">{escape(note)}</span>' if note else ""
-    picture = spectrogram(samples, rate, f"of {what}")
-    player = audio_player(samples, rate, what)
-    return f"<div><p><strong>{escape(title)}</strong>{said}</p>{picture}{player}</div>"
 
 
 def at_level_of(estimate: Tensor, source: Tensor) -> Tensor:

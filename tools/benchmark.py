@@ -44,6 +44,7 @@ MODULES = {
     "beam_search": "tools.benchmarks.beam_search",
     "conformer": "tools.benchmarks.conformer",
     "separation": "tools.benchmarks.separation",
+    "codec": "tools.benchmarks.codec",
     "wer": "tools.benchmarks.wer",
 }
 HEADER = ("area", "case", "peer", "ours", "peer's", "ratio", "target", "", "ours MiB", "peer's MiB")

@@ -203,6 +203,7 @@ class Codec(nn.Module):
             If the waveform has another shape than ``(B, channels, T)``.
         """
         check_waveform(waveform, self.channels)
+        lengths = ragged(lengths, waveform.shape[2])
         if num_codebooks is None and self.training and generator is not None:
             choices = [codebooks_in(rate, self.kbps(1)) for rate in self.rates_kbps]
             num_codebooks = draw_num_codebooks(choices, generator)

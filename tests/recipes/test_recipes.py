@@ -1,6 +1,6 @@
 """Every YAML in recipes/ trains, tests and saves, on a toy corpus in the layout it expects.
 
-Those of separation are in test_separation.py.
+Those of separation are in test_separation.py, of codecs in test_codec.py and test_codec_lm.py.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def arguments(
 
 def test_every_yaml_has_a_test() -> None:
     tasks = {path.parents[1].name for path in YAMLS}
-    assert tasks == {"asr", "lm", "separation"}, "a new task needs a test below or beside this"
+    assert tasks == {"asr", "codec", "lm", "separation"}, "a new task needs a test like these"
 
 
 @pytest.mark.parametrize("yaml", of_task("asr"))

@@ -54,17 +54,28 @@ def test_the_separators_at_published_sizes_state_them() -> None:
         assert float(match[1]) == pytest.approx(millions, abs=0.06)
 
 
-@pytest.mark.parametrize("path", SEPARATORS, ids=lambda path: path.stem)
-def test_parameters_of_separators(path: Path, tmp_path: Path) -> None:
+CODECS = HPARAMS.parents[1] / "codec" / "hparams"
+CODECS_SIZED = sorted(path for path in CODECS.glob("*.yaml") if STATED.search(path.read_text()))
+
+
+def test_encodec_states_its_published_size() -> None:
+    stated = {path.stem: STATED.search(path.read_text()) for path in CODECS_SIZED}
+    match = stated["encodec_24khz"]
+    assert match
+    assert match[1] == "14.85"
+
+
+@pytest.mark.parametrize("path", [*SEPARATORS, *CODECS_SIZED], ids=lambda path: path.stem)
+def test_parameters_of_waveform_models(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
     stated = STATED.search(text)
     part = re.search(r"^model: .*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
-    rate = re.search(r"^sample_rate: \d+", text, re.MULTILINE)
+    numbers = re.findall(r"^(?:sample_rate|latent_size): \d+$", text, re.MULTILINE)
     assert stated
     assert part
-    assert rate
+    assert numbers
     small = tmp_path / path.name
-    small.write_text(f"{rate[0]}\n{part[0]}")
+    small.write_text("\n".join([*numbers, part[0]]))
     model = read_hparams(small, {}, consumed=("model",)).build(["model"])["model"]
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     assert f"{count:.2f}" == stated[1]

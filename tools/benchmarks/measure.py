@@ -116,7 +116,7 @@ class Contest(NamedTuple):
     ours : callable
         Does our work once; what it returns is not used.
     theirs : callable, optional
-        The peer's; None where it is not installed.
+        The peer's; None where it is not installed, or where there is none (``peer`` is empty).
     target : Target, optional
         What the row should reach.
     calls : int
@@ -193,7 +193,7 @@ class Bench:
             torch.get_num_threads(),
             describe_device("cpu" if on_cpu else self.device),
         )
-        if theirs is None:
+        if theirs is None and contest.peer:
             note = f"{contest.peer} is not installed" + (f"; {note}" if note else "")
         return Measurement(row, contest.target, note, failed)
 
