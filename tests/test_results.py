@@ -265,6 +265,25 @@ def test_splits_and_searches_side_by_side(tree: Path) -> None:
     ]
 
 
+def test_metrics_side_by_side(tree: Path) -> None:
+    path = tree / "recipes" / "asr" / "README.md"
+    path.write_text(
+        "<!-- results:begin toy_ctc metrics=WER,word_share layout=metrics -->\n<!-- results:end -->"
+    )
+    for seed, share in ((1, 0.25), (2, 0.75)):
+        results = make_results(2.0, seed)
+        results.results["far"] = [Result("word share", share, "", 4)]
+        put(tree, f"toy_ctc-{seed}", results)
+    assert run_tool(tree) == 0
+    table = [line for line in readme(tree).splitlines() if line.startswith("|")]
+    assert table == [
+        "| split | WER, % | word share | seeds |",
+        "|---|---:|---:|---|",
+        "| test | 2.00 ± 0.00 |  | 1, 2 |",
+        "| far |  | 0.50 ± 0.35 | 1, 2 |",
+    ]
+
+
 def test_no_results_yet(tree: Path) -> None:
     assert run_tool(tree) == 0
     assert tool.EMPTY in readme(tree)
@@ -277,7 +296,9 @@ def test_no_results_yet(tree: Path) -> None:
         ("x\n<!-- results:end -->\n", "line 2: results:end without"),
         ("<!-- results:begin metrics=WER -->\n<!-- results:end -->", "names no YAML"),
         ("<!-- results:begin a colour=red -->\n<!-- results:end -->", "unknown option"),
-        ("<!-- results:begin a layout=wide -->\n<!-- results:end -->", "with one metric"),
+        ("<!-- results:begin a layout=wide -->\n<!-- results:end -->", "needs one metric"),
+        ("<!-- results:begin a layout=metrics -->\n<!-- results:end -->", "needs metrics"),
+        ("<!-- results:begin a layout=round -->\n<!-- results:end -->", "there are wide, metrics"),
     ],
 )
 def test_faulty_markers_are_named(

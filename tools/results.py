@@ -12,7 +12,9 @@ It has the runs of the YAMLs that the marker names, from ``recipes/<task>/result
 files are called ``<yaml>-<seed>.json`` or ``<yaml>-<variant>-<seed>.json``. A variant (a speaker
 left out, say) has its own rows; several seeds are a mean with its standard deviation.
 ``<yaml>:<variant>`` names one variant alone. ``layout=wide`` puts the splits side by side, one
-metric in them, a row for each model and each search of its test (``<split>@<search>``).
+metric in them, a row for each model and each search of its test (``<split>@<search>``);
+``layout=metrics`` puts the metrics side by side, a row for each model and split. In ``metrics=`` an
+underscore stands for a space.
 """
 
 from __future__ import annotations
@@ -233,6 +235,30 @@ def format_wide(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def format_metrics(rows: Sequence[Row]) -> list[str]:
+    """Write rows with the metrics side by side, a line for each model and split.
+
+    Units stand in the head.
+    """
+    if not rows:
+        return [EMPTY]
+    units = {row.metric: row.unit for row in rows}
+    models = list(dict.fromkeys(row.model for row in rows))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        line = cells.setdefault((row.model, row.split, row.seeds), {})
+        line[row.metric] = format_value(row.values, "")
+    first = ["model"] if len(models) > 1 else []
+    head = [*first, "split", *(f"{m}, {u}" if u else m for m, u in units.items()), "seeds"]
+    lines = ["| " + " | ".join(head) + " |"]
+    lines.append("|---" * (len(first) + 1) + "|---:" * len(units) + "|---|")
+    for (model, split, seeds), values in cells.items():
+        named = [model, split] if first else [split]
+        row_cells = [*named, *(values.get(metric, "") for metric in units), seeds]
+        lines.append("| " + " | ".join(row_cells) + " |")
+    return lines
+
+
 def fill_tables(text: str, runs: Sequence[Run], where: str = "README.md") -> tuple[str, set[str]]:
     """Put the tables between the markers of a README.
 
@@ -267,8 +293,8 @@ def fill_tables(text: str, runs: Sequence[Run], where: str = "README.md") -> tup
             spec = _parse_spec(match["spec"], f"{where}, line {number}")
             shown |= {yaml for yaml, _ in spec.models}
             own = [run for run in runs if spec.wants(run)]
-            if spec.wide:
-                table = format_wide(make_rows(own, spec.metrics, means=False))
+            if spec.layout:
+                table = LAYOUTS[spec.layout](make_rows(own, spec.metrics, means=False))
             else:
                 table = format_table(make_rows(own, spec.metrics))
             lines += [line, "", *table, "", END]
@@ -283,12 +309,15 @@ def fill_tables(text: str, runs: Sequence[Run], where: str = "README.md") -> tup
     return "\n".join(lines), shown
 
 
+LAYOUTS = {"wide": format_wide, "metrics": format_metrics}
+
+
 class _Spec(NamedTuple):
     """What a marker asks for: YAMLs with a variant or None for all, metrics, the layout."""
 
     models: list[tuple[str, str | None]]
     metrics: list[str]
-    wide: bool
+    layout: str
 
     def wants(self, run: Run) -> bool:
         return any(run.yaml == y and v in (None, run.variant) for y, v in self.models)
@@ -302,15 +331,20 @@ def _parse_spec(spec: str, where: str) -> _Spec:
         if key not in ("metrics", "layout"):
             raise DataError(
                 f"{where}: unknown option {key}={value!r}; there are metrics=NAME,NAME and "
-                "layout=wide"
+                f"layout={' or '.join(LAYOUTS)}"
             )
-    metrics = options["metrics"].split(",") if "metrics" in options else []
-    wide = "layout" in options
-    if wide and (options["layout"] != "wide" or len(metrics) != 1):
-        raise DataError(f"{where}: layout=wide, with one metric, is the only layout to ask for")
+    metrics = [name.replace("_", " ") for name in options.get("metrics", "").split(",") if name]
+    layout = options.get("layout", "")
+    if layout and layout not in LAYOUTS:
+        raise DataError(f"{where}: layout={layout}: there are {', '.join(LAYOUTS)}")
+    if (layout and not metrics) or (layout == "wide" and len(metrics) != 1):
+        raise DataError(
+            f"{where}: layout={layout} needs {'one metric' if layout == 'wide' else 'metrics'}: "
+            "metrics=NAME"
+        )
     if not models:
         raise DataError(f"{where}: results:begin names no YAML")
-    return _Spec([(y, v if colon else None) for y, colon, v in models], metrics, wide)
+    return _Spec([(y, v if colon else None) for y, colon, v in models], metrics, layout)
 
 
 def update(root: Path, *, check: bool) -> list[str]:
