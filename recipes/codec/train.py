@@ -22,11 +22,12 @@ from speechkit.data.randomness import item_seed
 from speechkit.gan import GANBrain, Generated
 from speechkit.losses.codec import MultiScaleMelLoss, waveform_l1
 from speechkit.metrics.quality import low_pass, measure
+from speechkit.metrics.results import Result
 from speechkit.models.codec import Codec, CodecOutput
 from speechkit.models.codec_files import FileCodec
 from speechkit.nn.quantize import codebook_use, count_codes
 from speechkit.run import run
-from speechkit.training import Stage
+from speechkit.training import Stage, TrainingError
 
 METRICS = ("si_snr", "stoi", "estoi", "pesq", "visqol_speech", "mel")
 
@@ -46,6 +47,9 @@ class CodecTraining(GANBrain):
     ----------
     mel : MultiScaleMelLoss, optional
         By default with EnCodec's windows.
+    quantizer_start : int
+        Updates before the quantizer takes part; there is no validation until then. Codebooks that
+        begin with latents which mean something are all used, and low rates learn sooner.
     commitment_weight : float
         Of the quantizer's commitment loss, beside balanced losses whose gradient has norm 1.
     metrics : sequence of str
@@ -65,6 +69,7 @@ class CodecTraining(GANBrain):
         self,
         *,
         mel: MultiScaleMelLoss | None = None,
+        quantizer_start: int = 0,
         commitment_weight: float = 1.0,
         metrics: Sequence[str] = METRICS,
         anchors: Sequence[float] = (3500.0, 7000.0),
@@ -73,6 +78,7 @@ class CodecTraining(GANBrain):
     ) -> None:
         super().__init__(**kwargs)
         self.mel = (mel or MultiScaleMelLoss(sample_rate=self.codec.sample_rate)).to(self.device)
+        self.quantizer_start = quantizer_start
         self.commitment_weight = commitment_weight
         self.metrics = tuple(metrics)
         self.anchors = tuple(anchors)
@@ -88,13 +94,19 @@ class CodecTraining(GANBrain):
 
     def compute_forward(self, batch: Batch, stage: Stage) -> CodecOutput:
         """Code and decode; in training at a bit rate that is drawn, the same on all processes."""
-        generator = None
-        if stage is Stage.TRAIN:
+        options: dict[str, Any] = {}
+        if self._unquantized:
+            options["num_codebooks"] = 0
+        elif stage is Stage.TRAIN:
             seed = item_seed(self.seed, self.position.step, "bit rate")
-            generator = torch.Generator().manual_seed(seed)
+            options["generator"] = torch.Generator().manual_seed(seed)
         waveform, lengths = batch.waveform
-        output: CodecOutput = self.forward(waveform.transpose(1, 2), lengths, generator=generator)
+        output: CodecOutput = self.forward(waveform.transpose(1, 2), lengths, **options)
         return output
+
+    @property
+    def _unquantized(self) -> bool:
+        return self.position.step < self.quantizer_start
 
     def generated(self, outputs: CodecOutput, batch: Batch) -> Generated:
         """Give the decoded and the original waveforms."""
@@ -111,8 +123,19 @@ class CodecTraining(GANBrain):
 
     # ---------------------------------------------------------------- evaluation
 
+    def test(self) -> dict[str, list[Result]]:
+        """Test every split in all conditions."""
+        if self._unquantized:
+            raise TrainingError(
+                f"quantizer_start is {self.quantizer_start}, but training ended after "
+                f"{self.position.step} updates, without codebooks; lower it or train longer"
+            )
+        return super().test()
+
     def validate(self) -> dict[str, float]:
-        """Count the codes of a validation pass too."""
+        """Count the codes of a validation pass too; nothing to validate before there are any."""
+        if self._unquantized:
+            return {}
         self._counts = torch.zeros(self.codec.num_codebooks, self.codec.codebook_size)
         return super().validate()
 

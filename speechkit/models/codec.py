@@ -19,6 +19,7 @@ from speechkit.models.codec_parts import (
     codebooks_in,
     full_lengths,
     loudness,
+    not_quantized,
     pays_in_blocks,
     served_rates,
 )
@@ -58,6 +59,10 @@ class Codec(nn.Module):
         whole.
     overlap : float
         Share of a segment that the next one has too; they are faded into one another.
+    level : float
+        Usual amplitude (root mean square) of the waveforms: what the networks see is divided by it
+        and what they give multiplied. Networks that start from random weights learn faint signals
+        slowly; published ones see the waveform as it is.
 
     Attributes
     ----------
@@ -105,6 +110,7 @@ class Codec(nn.Module):
         normalize: bool = False,
         segment_seconds: float | None = None,
         overlap: float = 0.01,
+        level: float = 1.0,
     ) -> None:
         super().__init__()
         check_parts(channels, encoder, quantizer, decoder)
@@ -113,6 +119,8 @@ class Codec(nn.Module):
                 f"segment_seconds={segment_seconds} must be above 0 and overlap={overlap} in "
                 "[0, 0.5)"
             )
+        if level <= 0:
+            raise ValueError(f"level={level} must be above 0")
         self.sample_rate = sample_rate
         self.channels = channels
         self.encoder = encoder
@@ -121,6 +129,7 @@ class Codec(nn.Module):
         self.normalize = normalize
         self.segment_seconds = segment_seconds
         self.overlap = overlap
+        self.level = level
         self.rates_kbps = served_rates(rates_kbps, self.kbps(1), self.num_codebooks)
 
     @property
@@ -191,8 +200,8 @@ class Codec(nn.Module):
         lengths : Tensor, optional
             Shape ``(B,)``: valid samples; all by default.
         num_codebooks : int, optional
-            Codebooks to use. By default, in training with a generator, those of one of the rates,
-            drawn; else all.
+            Codebooks to use; with 0 the latents go on as they are. By default, in training with a
+            generator, those of one of the rates, drawn; else all.
         generator : torch.Generator, optional
             Draws the number of codebooks, and what quantizer dropout needs. All processes of a run
             need one in the same state.
@@ -210,10 +219,14 @@ class Codec(nn.Module):
         x, scale = self._scaled(waveform, lengths)
         latents, frames = self.encoder(x, lengths)
         inside = None if lengths is None else frames
-        quantized = self.quantizer(
-            latents, inside, num_codebooks=num_codebooks, generator=generator
-        )
-        estimate = self.decoder(quantized.data, inside).data[..., : waveform.shape[2]]
+        if num_codebooks == 0:
+            quantized = not_quantized(latents)
+        else:
+            quantized = self.quantizer(
+                latents, inside, num_codebooks=num_codebooks, generator=generator
+            )
+        estimate = self.from_network(self.decoder(quantized.data, inside).data)
+        estimate = estimate[..., : waveform.shape[2]]
         estimate = estimate if scale is None else estimate * scale
         return CodecOutput(
             mask_channels(estimate, lengths), quantized.commitment, quantized.codes, frames
@@ -350,8 +363,8 @@ class Codec(nn.Module):
     def _decode_segment(self, codes: Tensor, lengths: Tensor | None) -> Tensor:
         latents = self.quantizer.decode(codes)  # type: ignore[operator]
         if codes.shape[2] and pays_in_blocks(self.decoder, lengths, codes):
-            return decode_blocks(self.decoder, latents)  # type: ignore[arg-type]
-        return self.decoder(latents, lengths).data
+            return self.from_network(decode_blocks(self.decoder, latents))  # type: ignore[arg-type]
+        return self.from_network(self.decoder(latents, lengths).data)
 
     def streaming(
         self,
@@ -397,4 +410,12 @@ class Codec(nn.Module):
     def _scaled(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Divide each item by its loudness, if the codec does so."""
         scale = loudness(x, lengths) if self.normalize else None
-        return (x if scale is None else x / scale), scale
+        return self.to_network(x if scale is None else x / scale), scale
+
+    def to_network(self, waveform: Tensor) -> Tensor:
+        """Bring a waveform to the level that the encoder sees."""
+        return waveform if self.level == 1.0 else waveform / self.level
+
+    def from_network(self, waveform: Tensor) -> Tensor:
+        """Bring what the decoder gives back to the waveform's level."""
+        return waveform if self.level == 1.0 else waveform * self.level

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from speechkit.data.errors import DataError
+from speechkit.nn.quantize import Quantized
 from speechkit.nn.seanet_conv import mask_channels
 
 
@@ -53,6 +54,13 @@ class CodecOutput(NamedTuple):
     commitment: Tensor
     codes: Tensor
     lengths: Tensor
+
+
+def not_quantized(latents: Tensor) -> Quantized:
+    """Give latents ``(B, T, D)`` as a quantizer without codebooks does."""
+    batch, frames, _ = latents.shape
+    codes = torch.zeros(batch, 0, frames, dtype=torch.int64, device=latents.device)
+    return Quantized(latents, codes, latents.new_zeros(batch))
 
 
 def codebooks_in(kbps: float, kbps_per_codebook: float) -> int:

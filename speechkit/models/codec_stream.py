@@ -68,7 +68,7 @@ class StreamingEncoder:
                 f"the stream takes samples (B, {self.codec.channels}, t), not "
                 f"{tuple(samples.shape)}"
             )
-        latents = self._stream.push(samples, last=last)
+        latents = self._stream.push(self.codec.to_network(samples), last=last)
         self.num_samples += samples.shape[2]
         return self.codec.quantizer.encode(latents, num_codebooks=self.num_codebooks)
 
@@ -100,13 +100,14 @@ class StreamingDecoder:
         """
         self.codec.check_codes(codes)
         with torch.no_grad():
-            return self._stream.push(self.codec.quantizer.decode(codes))
+            latents = self.codec.quantizer.decode(codes)
+            return self.codec.from_network(self._stream.push(latents))
 
     def finish(self) -> Tensor:
         """End the codes; give the samples that waited, if any."""
         weight = next(self.codec.decoder.parameters())
         empty = weight.new_zeros(self._stream.batch_size, 0, self.codec.decoder.latent_size)
-        return self._stream.push(empty, last=True)
+        return self.codec.from_network(self._stream.push(empty, last=True))
 
 
 class CodecStreams(NamedTuple):

@@ -218,6 +218,7 @@ class SEANetConv(nn.Module):
         self.norm = norm
         self.pad_mode = pad_mode
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation)
+        _start(conv, in_channels * kernel_size)
         self.conv = weight_norm(conv) if norm == "weight" else conv
         self.time_norm = TimeGroupNorm(num_features=out_channels) if norm == "time_group" else None
 
@@ -296,6 +297,7 @@ class SEANetTransposedConv(nn.Module):
         self.causal = causal
         self.norm = norm
         conv = nn.ConvTranspose1d(in_channels, out_channels, 2 * stride, stride)
+        _start(conv, 2 * in_channels)  # as many products make a sample
         self.conv = weight_norm(conv) if norm == "weight" else conv
         self.time_norm = TimeGroupNorm(num_features=out_channels) if norm == "time_group" else None
 
@@ -309,6 +311,17 @@ class SEANetTransposedConv(nn.Module):
             x = self.time_norm(x, None if lengths is None else (lengths + 1) * self.stride)
         first = 0 if self.causal else self.stride - self.stride // 2
         return x[..., first : first + size]
+
+
+def _start(conv: nn.Conv1d | nn.ConvTranspose1d, products: int) -> None:
+    """Draw weights that keep the power of what goes through (LeCun et al. 1998), without biases.
+
+    With torch's own start, twenty layers leave little but biases of a signal: an autoencoder needs
+    hundreds of updates before what comes out depends on what goes in.
+    """
+    nn.init.normal_(conv.weight, std=products**-0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def fold_weight_norm(module: nn.Module) -> nn.Module:
