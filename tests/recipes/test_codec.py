@@ -25,19 +25,22 @@ TINY = [
     "--model.encoder.num_filters", "2", "--model.decoder.num_filters", "2",
     "--model.encoder.lstm_layers", "1", "--model.decoder.lstm_layers", "1",
     "--model.quantizer.codebook_size", "16", "--model.quantizer.kmeans_iterations", "2",
-    "--discriminator.num_filters", "2", "--discriminator.windows", "[128, 64]",
     "--metrics", "[si_snr, mel]",
 ]  # fmt: skip
+JUDGED = ["--discriminator.num_filters", "2", "--discriminator.windows", "[128, 64]"]
 CORPUS = ["--subsets.train", "[train]", "--subsets.valid", "[dev]"]
 FOLDER = ["--prepare.valid_share", "0.2", "--prepare.test_share", "0.3"]
 SMALL = {
-    "speech_16khz_small": [*CORPUS, "--subsets.test", "[test]", "--adversarial_start", "1"],
+    "speech_16khz_small": [*CORPUS, "--subsets.test", "[test]", "--quantizer_start", "1"],
     "speech_16khz": [
-        *CORPUS, "--subsets.test-clean", "[test]", "--subsets.test-other", "[dev]",
+        *CORPUS, *JUDGED, "--subsets.test-clean", "[test]", "--subsets.test-other", "[dev]",
     ],
-    "encodec_24khz": [*FOLDER, "--metrics", "[si_snr, mel, mel_db]"],
-    "encodec_48khz": [*FOLDER, "--metrics", "[si_snr]"],
+    "encodec_24khz": [*FOLDER, *JUDGED, "--metrics", "[si_snr, mel, mel_db]"],
+    "encodec_48khz": [*FOLDER, *JUDGED, "--metrics", "[si_snr]"],
 }  # fmt: skip
+
+
+FRAMES = {"speech_16khz_small": 100, "speech_16khz": 50, "encodec_24khz": 75, "encodec_48khz": 150}
 
 
 def test_every_yaml_has_a_test() -> None:
@@ -60,7 +63,7 @@ def test_yaml(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # The size of codes decides the rates, so they are given anew: one and two codebooks.
-    step = 4 * {"16": 50, "24": 75, "48": 150}[yaml.stem.split("_")[1][:2]] / 1000
+    step = 4 * FRAMES[yaml.stem] / 1000
     arguments = [
         str(yaml), "--root", str(toy_corpus), "--output_folder", "run", *TINY,
         "--model.quantizer.num_codebooks", "4", "--model.rates_kbps", f"[{step}, {2 * step}]",
@@ -88,3 +91,19 @@ def test_yaml(
     encoded = model.encode(wave, kbps=step)
     assert encoded.codes.shape[1] == 1
     assert model.decode(*encoded).shape == wave.shape
+
+
+def test_no_codebooks_is_an_error_in_words(
+    recipe: ModuleType, toy_corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit):
+        run(
+            recipe.CodecTraining,
+            [
+                str(RECIPE / "hparams/speech_16khz_small.yaml"), "--root", str(toy_corpus),
+                "--output_folder", str(tmp_path / "run"), "--corpus", str(tmp_path / "data"), *TINY,
+                *SMALL["speech_16khz_small"], "--quantizer_start", "1000",
+                "--model.quantizer.num_codebooks", "2", "--model.rates_kbps", "[0.4]",
+            ],
+        )  # fmt: skip
+    assert "quantizer_start is 1000, but training ended after" in capsys.readouterr().err
