@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.conv import ConvBlock, ConvEncoder, ConvSubsampling
+from speechkit.nn.ecapa import ECAPAEncoder
 from speechkit.nn.masking import length_mask
 from speechkit.nn.pyramid import PyramidalEncoder
+from speechkit.nn.resnet import ResNetEncoder
 from speechkit.nn.rnn import RecurrentEncoder
 from speechkit.nn.stack import Stack
 from speechkit.nn.transformer import TransformerEncoder
+from speechkit.nn.xvector import XVectorEncoder
 
 INPUT_SIZE = 8
 _SMALL = {"embed_dim": 12, "num_heads": 3, "num_layers": 2, "feedforward_size": 20}
@@ -59,6 +62,16 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "lstm_one_way": lambda: _recurrent(bidirectional=False),
     "gru": lambda: _recurrent(cell="gru"),
     "gru_one_way": lambda: _recurrent(cell="gru", bidirectional=False, num_layers=1),
+    "ecapa": lambda: ECAPAEncoder(
+        input_size=INPUT_SIZE, channels=8, output_size=6, scale=4, se_size=3
+    ),
+    "ecapa_reflect": lambda: ECAPAEncoder(
+        input_size=INPUT_SIZE, channels=8, output_size=6, scale=4, padding="reflect"
+    ),
+    "xvector": lambda: XVectorEncoder(
+        input_size=INPUT_SIZE, channels=(6, 7), kernel_sizes=(5, 3), dilations=(1, 3)
+    ),
+    "resnet": lambda: ResNetEncoder(input_size=INPUT_SIZE, channels=2, num_blocks=(1, 2, 1)),
     "pyramid": lambda: PyramidalEncoder(input_size=INPUT_SIZE, hidden_size=6, num_layers=3),
     "transformer": _transformer,
     "transformer_post_norm": lambda: _transformer(pre_norm=False, activation="gelu"),
