@@ -1,0 +1,1 @@
+"""What is done with speaker embeddings: trials, scores, calibration, enrolment, diarization."""
