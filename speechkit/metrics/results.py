@@ -89,8 +89,10 @@ class _Scorers(Mapping[str, Scorer]):
 SCORERS: Mapping[str, Scorer] = _Scorers(
     {
         "asr": "speechkit.metrics.wer:summarize",
+        "classification": "speechkit.metrics.classification:summarize",
         "codec": "speechkit.metrics.quality_results:summarize",
         "codes": "speechkit.metrics.codes:summarize",
+        "folds": "speechkit.metrics.folds:summarize",
         "lm": "speechkit.metrics.perplexity:summarize",
         "separation": "speechkit.metrics.separation:summarize",
     }

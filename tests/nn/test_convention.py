@@ -77,6 +77,7 @@ def _block() -> DualPathBlock:
     )
 
 
+_TDNN: dict[str, Any] = {"kernel_size": 5, "dilation": 2, "padding": "reflect"}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "FilterbankEncoder": {**_FILTERS, "activation": "none"},
     "FilterbankDecoder": _FILTERS,
@@ -284,6 +285,39 @@ ARGUMENTS |= {
         "representation": "complex", "bands": (0.0, 0.5, 1.0), "negative_slope": 0.3,
     },
     "Discriminators": {"parts": [PeriodDiscriminator(period=3, widths=(4,))]},
+    "FrameBatchNorm": {"num_features": 4, "eps": 1e-3, "momentum": 0.2},
+    "TDNNLayer": {**_TDNN, "input_size": 3, "output_size": 4, "activation": "leaky_relu"},
+    "StatisticsPooling": {"input_size": 3, "correction": 1, "eps": 1e-8},
+    "AttentiveStatisticsPooling": {
+        "input_size": 3, "attention_size": 4, "context": False, "eps": 1e-8,
+    },
+    "EmbeddingLayer": {"input_size": 4, "embed_dim": 3, "norm_input": True, "norm_output": True},
+    "Res2NetLayer": {**_TDNN, "num_features": 6, "scale": 3},
+    "SqueezeExcitation": {"num_features": 4, "hidden_size": 3},
+    "SERes2NetBlock": {**_TDNN, "num_features": 6, "scale": 3, "se_size": 4},
+    "ECAPAEncoder": {
+        "input_size": 5, "channels": 6, "output_size": 7, "kernel_size": 5, "dilations": (1, 2),
+        "first_kernel_size": 3, "scale": 3, "se_size": 4, "padding": "reflect",
+        "sum_inputs": False,
+    },
+    "XVectorEncoder": {
+        "input_size": 5, "channels": (6, 7), "kernel_sizes": (3, 1), "dilations": (2, 1),
+        "padding": "reflect", "activation": "leaky_relu",
+    },
+    "ResidualBlock": {"in_channels": 2, "out_channels": 3, "stride": 2},
+    "ResNetEncoder": {"input_size": 9, "channels": 2, "num_blocks": (1, 2)},
+    "Conv2dEncoder": {
+        "input_size": 16, "channels": (3, 4), "pools": (2, 4), "kernel_size": 5,
+        "pool_kind": "mean", "dropout": 0.25,
+    },
+    "CNN14Block": {"in_channels": 2, "out_channels": 3, "pool": 3},
+    "CNN14": {"input_size": 16, "channels": (3, 4, 5), "dropout": 0.25},
+    "MaxMeanPooling": {"input_size": 5},
+    "AudioSpectrogramTransformer": {
+        "input_size": 16, "max_frames": 40, "patch_size": 6, "stride": 4, "embed_dim": 12,
+        "num_heads": 3, "num_layers": 2, "feedforward_size": 20, "dropout": 0.25,
+    },
+    "TokenPooling": {"input_size": 5, "num_tokens": 1},
 }  # fmt: skip
 
 
