@@ -28,6 +28,7 @@ def _codec(*, stereo: bool = False, quantizer: Any = None, **network: Any) -> Co
     channels = 2 if stereo else 1
     sizes = {**SIZES, "channels": channels, **network}
     istft_stages = sizes.pop("istft_stages", 0)
+    level = sizes.pop("level", 1.0)
     return Codec(
         sample_rate=RATE,
         channels=channels,
@@ -40,6 +41,7 @@ def _codec(*, stereo: bool = False, quantizer: Any = None, **network: Any) -> Co
         normalize=stereo,
         segment_seconds=0.5 if stereo else None,
         overlap=0.1,
+        level=level,
     ).eval()
 
 
@@ -174,8 +176,34 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_a_level_divides_what_comes_in_and_multiplies_what_goes_out() -> None:
+    plain, faint = _codec(), _codec(level=0.125)
+    faint.load_state_dict(plain.state_dict())
+    x = _noise(2, 1, 210)
+    want, got = plain.encode(x), faint.encode(0.125 * x)
+    assert torch.equal(got.codes, want.codes)
+    torch.testing.assert_close(faint.decode(*got), 0.125 * plain.decode(*want))
+    torch.testing.assert_close(faint(0.125 * x).estimate, 0.125 * plain(x).estimate)
+    with pytest.raises(ValueError, match="level=0 must be above 0"):
+        _codec(level=0)
+
+
+def test_without_codebooks_the_latents_go_on_as_they_are() -> None:
+    codec = _codec().train()
+    x = _noise(2, 1, 210).requires_grad_()
+    before = codec.state_dict()["quantizer.layers.0.codebook"].clone()
+    out = codec(x, torch.tensor([210, 100]), num_codebooks=0)
+    latents, _ = codec.encoder(x, torch.tensor([210, 100]))
+    want = codec.decoder(latents, torch.tensor([11, 5])).data[..., :210]
+    torch.testing.assert_close(out.estimate[0], want[0])
+    assert out.codes.shape == (2, 0, 11)
+    assert out.commitment.tolist() == [0.0, 0.0]
+    assert torch.equal(codec.state_dict()["quantizer.layers.0.codebook"], before)
+
+
 STREAMS: dict[str, dict[str, Any]] = {
     "zeros": {},
+    "level": {"level": 0.1},
     "mirrored": {"pad_mode": "reflect"},
     "snake": {"activation": "snake"},
     "istft": {"istft_stages": 1},
