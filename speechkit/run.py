@@ -40,7 +40,10 @@ USER_ERRORS = (
     pretrained.PretrainedError, pretrained.MismatchError, ImportError,
 )  # fmt: skip
 # Changing these does not change what is trained.
-NEUTRAL_KEYS = ("data.num_workers", "data.max_bad_share", "output_folder")
+NEUTRAL_KEYS = (
+    "data.num_workers", "data.max_bad_share", "output_folder",
+    "anchors", "metrics", "num_examples",  # of a test alone
+)  # fmt: skip
 
 
 def run(brain_class: type[Brain], argv: Sequence[str] | None = None) -> None:
@@ -246,7 +249,7 @@ def _check_resume(
     if not before.exists() or not any((folder / "checkpoints").glob("step-*.pt")):
         return
     old = read_hparams(before, {}, consumed=(*RUN_KEYS, *consumed))
-    changed = [c for c in changes(old.flat(), hparams.flat()) if c[0] not in NEUTRAL_KEYS]
+    changed = [c for c in changes(old.flat(), hparams.flat()) if not _neutral(c[0])]
     if not changed:
         return
     table = "\n".join(f"  {key}: {was!r} -> {now!r}" for key, was, now in changed)
@@ -259,6 +262,10 @@ def _check_resume(
             ]
         )
     logger.warning("resuming with changes:\n%s", table)
+
+
+def _neutral(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in NEUTRAL_KEYS)
 
 
 def _write_hparams(hparams: Hparams, folder: Path, arguments: list[str]) -> None:

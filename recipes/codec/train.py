@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from speechkit import distributed
+from speechkit.codec_files.files import FileCodec
 from speechkit.coding.savings import plain_file_size
 from speechkit.data.audio import write_audio
 from speechkit.data.batch import Batch
@@ -24,7 +25,6 @@ from speechkit.losses.codec import MultiScaleMelLoss, waveform_l1
 from speechkit.metrics.quality import low_pass, measure
 from speechkit.metrics.results import Result
 from speechkit.models.codec import Codec, CodecOutput
-from speechkit.models.codec_files import FileCodec
 from speechkit.nn.quantize import codebook_use, count_codes
 from speechkit.run import run
 from speechkit.training import Stage, TrainingError

@@ -12,8 +12,8 @@ from speechkit.cli.codec_jobs import Job, Settings, run_jobs
 from speechkit.cli.common import FAULTS, OK, Add, UsageError, for_each, positive, seconds
 
 if TYPE_CHECKING:
-    from speechkit.models.codec_info import DamagedPart, SkcInfo
-    from speechkit.models.codec_places import Place
+    from speechkit.codec_files.info import DamagedPart, SkcInfo
+    from speechkit.codec_files.places import Place
 
 _AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64")
 _SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
@@ -153,7 +153,7 @@ def _check_target(output: str, ending: str) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from speechkit.models.codec_files import inspect_file
+    from speechkit.codec_files.files import inspect_file
 
     damaged = False
 

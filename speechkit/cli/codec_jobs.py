@@ -18,8 +18,8 @@ from speechkit.cli.common import FAULTS, OK, UsageError, complain
 if TYPE_CHECKING:
     import argparse
 
-    from speechkit.models.codec_opened import FileCodec
-    from speechkit.models.codec_places import Place, Progress
+    from speechkit.codec_files.opened import FileCodec
+    from speechkit.codec_files.places import Place, Progress
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     encodes : bool
         Whether it encodes; otherwise it decodes.
     model, entropy, device : str
-        See `speechkit.models.codec_files.FileCodec.open`.
+        See `speechkit.codec_files.files.FileCodec.open`.
     options : dict
         Of `encode_file` or `decode_file`.
     """
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
 
     def open(self) -> FileCodec:
         """Open the models."""
-        from speechkit.models.codec_files import FileCodec
+        from speechkit.codec_files.files import FileCodec
 
         return FileCodec.open(self.model, self.entropy, device=self.device)
 
@@ -151,7 +151,7 @@ def _length(settings: Settings, job: Job) -> float | None:
 
             info = audio_info(job.source)
             return info.num_samples / info.sample_rate
-        from speechkit.models.codec_files import inspect_file
+        from speechkit.codec_files.files import inspect_file
 
         whole = inspect_file(job.source).duration
     except (ValueError, OSError):
@@ -169,7 +169,7 @@ def work(
     debug: bool = False,
 ) -> Outcome:
     """Do a job."""
-    from speechkit.models.codec_files import DownmixWarning, decode_file, encode_file
+    from speechkit.codec_files.files import DownmixWarning, decode_file, encode_file
 
     source = cast("Place", sys.stdin.buffer if job.source == "-" else job.source)
     target = cast("Place", sys.stdout.buffer if job.target == "-" else job.target)

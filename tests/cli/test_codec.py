@@ -20,16 +20,16 @@ import soundfile
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "codec_files"))
 from tiny_codecs import RATE, recording, tiny_codec, tiny_lm
 
 import speechkit
 from speechkit import cli
 from speechkit.cli import codec_jobs
+from speechkit.codec_files.files import FileCodec, encode_file
 from speechkit.coding.integer_model import IntegerCodeModel
 from speechkit.coding.skc import read_skc, weights_id
 from speechkit.data.audio import audio_info, read_audio, write_audio
-from speechkit.models.codec_files import FileCodec, encode_file
 
 Run = Callable[..., tuple[int, str, str]]
 COMMAND = [sys.executable, "-m", "speechkit.cli"]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechkit.codec_files.places import Place, open_source
 from speechkit.coding.skc import Damage, SkcError, SkcHeader, SkcReader
-from speechkit.models.codec_places import Place, open_source
 
 
 class DamagedPart(NamedTuple):

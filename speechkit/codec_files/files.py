@@ -12,10 +12,10 @@ What `speechkit.coding.skc` leaves to whoever writes a file:
 
 from __future__ import annotations
 
-from speechkit.models.codec_info import DamagedPart, SkcInfo, inspect_file
-from speechkit.models.codec_opened import FileCodec
-from speechkit.models.codec_reading import DecodedFile, SkcAudio, decode_file
-from speechkit.models.codec_writing import DownmixWarning, EncodedFile, encode_file
+from speechkit.codec_files.info import DamagedPart, SkcInfo, inspect_file
+from speechkit.codec_files.opened import FileCodec
+from speechkit.codec_files.reading import DecodedFile, SkcAudio, decode_file
+from speechkit.codec_files.writing import DownmixWarning, EncodedFile, encode_file
 
 __all__ = [
     "DamagedPart",

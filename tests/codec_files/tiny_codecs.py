@@ -31,7 +31,7 @@ def tiny_codec(
         "norm": "weight" if causal else "time_group",
         "pad_mode": "constant" if kind == "mono" else "reflect",
     }
-    return Codec(
+    codec = Codec(
         sample_rate=rate,
         channels=sizes["channels"],
         encoder=SEANetEncoder(strides=(8, 10), **sizes),
@@ -42,7 +42,11 @@ def tiny_codec(
         normalize=not causal,
         segment_seconds=1.0 if kind == "stereo" else None,
         overlap=0.04,
-    ).eval()
+    )
+    if causal:  # random weights are as loud as what they get: stay below full scale
+        convolution: Any = codec.decoder.output.conv
+        convolution.weight = 0.05 * convolution.weight.detach()
+    return codec.eval()
 
 
 def tiny_lm(seed: int = 0) -> CodeTransformer:

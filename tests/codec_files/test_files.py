@@ -23,13 +23,7 @@ from skc_files import record_starts
 from test_skc_mutations import Mutation
 from tiny_codecs import HOP, RATE, Pipe, recording, tiny_codec, tiny_lm
 
-from speechkit.coding.integer_model import IntegerCodeModel
-from speechkit.coding.skc import SkcError, read_skc, weights_id, write_skc
-from speechkit.data.audio import read_audio_channels, resample, write_audio
-from speechkit.data.errors import DataError
-from speechkit.data.wav_stream import WavStream, WavWriterStream
-from speechkit.models.codec import Codec
-from speechkit.models.codec_files import (
+from speechkit.codec_files.files import (
     DownmixWarning,
     FileCodec,
     SkcAudio,
@@ -37,6 +31,12 @@ from speechkit.models.codec_files import (
     encode_file,
     inspect_file,
 )
+from speechkit.coding.integer_model import IntegerCodeModel
+from speechkit.coding.skc import SkcError, read_skc, weights_id, write_skc
+from speechkit.data.audio import read_audio_channels, resample, write_audio
+from speechkit.data.errors import DataError
+from speechkit.data.wav_stream import WavStream, WavWriterStream
+from speechkit.models.codec import Codec
 
 
 @pytest.fixture(autouse=True)

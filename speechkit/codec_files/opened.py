@@ -1,4 +1,4 @@
-"""A codec as ``.skc`` files need it; see `speechkit.models.codec_files`."""
+"""A codec as ``.skc`` files need it; see `speechkit.codec_files.files`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import copy
 import dataclasses
 import os
 
+from speechkit.codec_files.pieces import frames_of_segment
 from speechkit.coding.integer_model import IntegerCodeModel
 from speechkit.coding.predictor import CodePredictor
 from speechkit.coding.skc import SkcHeader, weights_id
 from speechkit.data.audio import _ratio
 from speechkit.data.errors import DataError
 from speechkit.models.codec import Codec
-from speechkit.models.codec_pieces import frames_of_segment
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 

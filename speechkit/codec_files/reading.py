@@ -1,4 +1,4 @@
-"""The audio of ``.skc`` files, block by block; see `speechkit.models.codec_files`."""
+"""The audio of ``.skc`` files, block by block; see `speechkit.codec_files.files`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechkit.codec_files.info import DamagedPart, describe
+from speechkit.codec_files.opened import FileCodec
+from speechkit.codec_files.pieces import can_stream, frame_start, frames_of_segment, open_decoder
+from speechkit.codec_files.places import Place, Progress, check_apart, open_source, open_target
 from speechkit.coding.skc import Chunk, Damage, SkcError, SkcReader, check_model_id
 from speechkit.coding.skc_checks import check_predictor
 from speechkit.data.audio import _ratio
 from speechkit.data.errors import DataError
 from speechkit.data.streaming import StreamResampler
 from speechkit.data.wav_stream import WavWriterStream
-from speechkit.models.codec_info import DamagedPart, describe
-from speechkit.models.codec_opened import FileCodec
-from speechkit.models.codec_pieces import can_stream, frame_start, frames_of_segment, open_decoder
-from speechkit.models.codec_places import Place, Progress, check_apart, open_source, open_target
 
 WARM_UP_SECONDS = 5.0
 """Decoded before a start in the middle, for a causal network to hear what was before."""

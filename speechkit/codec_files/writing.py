@@ -1,4 +1,4 @@
-"""Recordings to ``.skc`` files; see `speechkit.models.codec_files`."""
+"""Recordings to ``.skc`` files; see `speechkit.codec_files.files`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechkit.codec_files.opened import FileCodec
+from speechkit.codec_files.pieces import frames_of_segment, open_encoder
+from speechkit.codec_files.places import Place, Progress, check_apart, open_recording, open_target
 from speechkit.coding.skc import SkcHeader, SkcWriter
 from speechkit.coding.skc_checks import check_predictor
 from speechkit.data.errors import DataError
 from speechkit.data.streaming import StreamResampler
-from speechkit.models.codec_opened import FileCodec
-from speechkit.models.codec_pieces import frames_of_segment, open_encoder
-from speechkit.models.codec_places import Place, Progress, check_apart, open_recording, open_target
 
 
 class DownmixWarning(UserWarning):

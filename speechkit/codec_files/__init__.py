@@ -1,0 +1,1 @@
+"""The codec as a tool: recordings to ``.skc`` files and back."""
