@@ -288,10 +288,12 @@ def _initialise(model: nn.Module, source: str, reinit: Sequence[str]) -> None:
     parts = set(reinit)
     there = pretrained.load(source)
     _check_rates(model, there, source)
-    if _vocabularies_differ(model, there):
+    other = _vocabularies_differ(model, there)
+    if other or _labels_differ(model, there):
         new = set(getattr(model, "vocabulary_parts", ()))
         if new - parts:
-            logger.info("the tokenizer is a new one: %s starts fresh", ", ".join(sorted(new)))
+            what = "tokenizer is a new one" if other else "labels are new ones"
+            logger.info("the %s: %s starts fresh", what, ", ".join(sorted(new)))
         parts |= new
     report = pretrained.load_state(model, there.state_dict(), reinit=sorted(parts))
     logger.info("initialised from %s: %s", source, report)
@@ -327,6 +329,11 @@ def _vocabularies_differ(model: nn.Module, there: nn.Module) -> bool:
         getattr(getattr(m, "tokenizer", None), "pieces", None) for m in (model, there)
     )
     return None not in (pieces, pieces_there) and pieces != pieces_there
+
+
+def _labels_differ(model: nn.Module, there: nn.Module) -> bool:
+    labels = [getattr(m, "labels", None) for m in (model, there)]
+    return None not in labels and labels[0] != labels[1]
 
 
 def _finish(brain: Brain, yaml_path: Path, arguments: list[str], options: dict[str, Any]) -> None:
