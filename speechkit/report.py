@@ -17,9 +17,11 @@ from speechkit.data.manifest import DataError
 from speechkit.files import atomic_write
 from speechkit.metrics.results import Result
 from speechkit.page import PAGE, STYLE, audio_player, escape, line_plot, spectrogram, table
+from speechkit.report_classification import classification
 from speechkit.report_codec import codec
 from speechkit.report_run import MAX_SECONDS, Run, Section
 from speechkit.report_separation import separation
+from speechkit.report_speaker import diarization, speaker
 from speechkit.tracking import plot_files
 
 WORST = 8  # utterances shown of each split
@@ -212,8 +214,8 @@ def hyperparameters(run: Run) -> str:
 
 
 SECTIONS: tuple[Section, ...] = (
-    header, results_table, learning_curves, attention, separation, codec, worst_utterances,
-    hyperparameters,
+    header, results_table, learning_curves, attention, separation, codec, speaker, diarization,
+    classification, worst_utterances, hyperparameters,
 )  # fmt: skip
 
 

@@ -12,7 +12,15 @@ import sys
 from collections.abc import Sequence
 
 import speechkit
-from speechkit.cli import codec, runs, separation, transcription
+from speechkit.cli import (
+    classification,
+    codec,
+    diarization,
+    runs,
+    separation,
+    speaker,
+    transcription,
+)
 from speechkit.cli.common import OK, UNUSABLE, Command, complain
 
 
@@ -65,6 +73,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return sub
 
-    for module in (transcription, separation, codec, runs):
+    for module in (transcription, separation, codec, classification, speaker, diarization, runs):
         module.add_commands(add)
     return parser

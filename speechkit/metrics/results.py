@@ -92,9 +92,11 @@ SCORERS: Mapping[str, Scorer] = _Scorers(
         "classification": "speechkit.metrics.classification:summarize",
         "codec": "speechkit.metrics.quality_results:summarize",
         "codes": "speechkit.metrics.codes:summarize",
+        "diarization": "speechkit.metrics.diarization:summarize",
         "folds": "speechkit.metrics.folds:summarize",
         "lm": "speechkit.metrics.perplexity:summarize",
         "separation": "speechkit.metrics.separation:summarize",
+        "speaker": "speechkit.metrics.verification_results:summarize_with_intervals",
     }
 )
 """From a recipe's per-utterance rows to its results: ``SCORERS["asr"](rows)``."""

@@ -1,0 +1,82 @@
+"""``speechkit diarize``: who speaks when in recordings, as RTTM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechkit.cli.common import Add, UsageError, for_each, positive, seconds
+from speechkit.cli.speaker import open_encoder
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_commands(add: Add) -> None:
+    """Add the command."""
+    sub = add("diarize", _diarize, "Find who speaks when in audio files.")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="audio, of any rate and length")
+    sub.add_argument("--model", required=True, metavar="FOLDER", help="a model folder, or a hub id")
+    sub.add_argument(
+        "--num_speakers", type=positive, metavar="N", help="how many there are (default: estimated)"
+    )
+    sub.add_argument(
+        "--max_speakers", type=positive, default=8, metavar="N",
+        help="of an estimate (default: %(default)s)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--window", type=seconds, default=1.5, metavar="SECONDS",
+        help="that one embedding is made of (default: %(default)s)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--hop", type=seconds, default=0.5, metavar="SECONDS",
+        help="from one window to the next (default: %(default)s)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--threshold", type=float, metavar="X",
+        help="windows that score above are of one speaker: fewer speakers are found where voices "
+        "are alike (default: speakers are counted by the clusters alone)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--out", default=".", metavar="DIR",
+        help="where FILE.rttm goes, in the place of an older one (default: here)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--json", action="store_true", help="print a JSON object for each file, write no RTTM"
+    )
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
+
+
+def _diarize(options: argparse.Namespace) -> int:
+    from speechkit.speakers.diarization import Diarizer
+    from speechkit.speakers.rttm import write_rttm
+
+    model = open_encoder(options)
+    diarizer = Diarizer(
+        model.embed_windows,
+        sample_rate=model.sample_rate,
+        window=options.window,
+        hop=options.hop,
+        max_speakers=options.max_speakers,
+        threshold=options.threshold,
+    )
+    names = {file: "_".join(Path(file).stem.split()) for file in options.files}
+    if not options.json and len(set(names.values())) < len(names):
+        raise UsageError(
+            "two of the files have one name, and their results would be one file; give them one "
+            "by one, each with its own --out"
+        )
+
+    def diarize(file: str) -> None:
+        turns = diarizer(file, num_speakers=options.num_speakers).turns
+        if options.json:
+            rows = [[turn.start, turn.end, turn.speaker] for turn in turns]
+            print(json.dumps({"file": file, "turns": rows}), flush=True)
+            return
+        path = Path(options.out) / f"{names[file]}.rttm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_rttm(path, {names[file]: turns})
+        print(path, flush=True)
+
+    return for_each(options.files, diarize, options)
