@@ -61,12 +61,12 @@ def curves(conditions: Mapping[str, Sequence[Row]]) -> str:
         for index, name in enumerate(level, start=1):
             axes.axhline(means[name], color=COLOURS[index % len(COLOURS)], ls="--", label=name)
         axes.set_xscale("log", base=2)
-        axes.set_xticks([rate for rate, _ in points], [f"{rate:g}" for rate, _ in points])
+        axes.set_xticks([rate for rate, _ in points], [f"{rate:.2g}" for rate, _ in points])
         axes.set_xlabel("kbit/s", color=INK)
         axes.grid(color=INK, alpha=0.12)
         if level:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-        told = ", ".join(f"{value:.3g} at {rate:g} kbit/s" for rate, value in points)
+        told = ", ".join(f"{value:.3g} at {rate:.2g} kbit/s" for rate, value in points)
         picture = figure_svg(figure, f"{title}: {told}")
         figures.append(f"<div><h4>{escape(title)}</h4>{picture}</div>")
     return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
