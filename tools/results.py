@@ -14,7 +14,7 @@ left out, say) has its own rows; several seeds are a mean with its standard devi
 ``<yaml>:<variant>`` names one variant alone. ``layout=wide`` puts the splits side by side, one
 metric in them, a row for each model and each search of its test (``<split>@<search>``);
 ``layout=metrics`` puts the metrics side by side, a row for each model and split. In ``metrics=`` an
-underscore stands for a space.
+underscore may stand for a space.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def _rows_of(model: str, runs: Sequence[Run], metrics: Sequence[str]) -> list[Ro
     for run in runs:
         for split, results in run.results.results.items():
             for result in results:
-                if result.metric in metrics if metrics else result.unit not in COUNT_UNITS:
+                named = result.metric in metrics or result.metric.replace(" ", "_") in metrics
+                if named if metrics else result.unit not in COUNT_UNITS:
                     entry = (run.results.seed, result)
                     found.setdefault((split, result.metric), []).append(entry)
     return [
@@ -333,7 +334,7 @@ def _parse_spec(spec: str, where: str) -> _Spec:
                 f"{where}: unknown option {key}={value!r}; there are metrics=NAME,NAME and "
                 f"layout={' or '.join(LAYOUTS)}"
             )
-    metrics = [name.replace("_", " ") for name in options.get("metrics", "").split(",") if name]
+    metrics = [name for name in options.get("metrics", "").split(",") if name]
     layout = options.get("layout", "")
     if layout and layout not in LAYOUTS:
         raise DataError(f"{where}: layout={layout}: there are {', '.join(LAYOUTS)}")

@@ -26,9 +26,12 @@ def test_missing_field() -> None:
 
 def test_scorers() -> None:
     assert "asr" in SCORERS
-    assert list(SCORERS) == ["asr", "codec", "codes", "lm", "separation"]
-    assert len(SCORERS) == 5
-    with pytest.raises(KeyError, match="there are: asr, codec, codes, lm, separation"):
+    assert list(SCORERS) == [
+        "asr", "classification", "codec", "codes", "diarization", "folds", "lm", "separation",
+        "speaker",
+    ]  # fmt: skip
+    assert len(SCORERS) == 9
+    with pytest.raises(KeyError, match="there are: asr, classification, codec, codes, diariza"):
         SCORERS["nothing"]
 
 
