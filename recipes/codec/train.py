@@ -95,7 +95,7 @@ class CodecTraining(GANBrain):
     def compute_forward(self, batch: Batch, stage: Stage) -> CodecOutput:
         """Code and decode; in training at a bit rate that is drawn, the same on all processes."""
         options: dict[str, Any] = {}
-        if self._unquantized:
+        if stage is not Stage.TEST and self._unquantized:
             options["num_codebooks"] = 0
         elif stage is Stage.TRAIN:
             seed = item_seed(self.seed, self.position.step, "bit rate")
@@ -125,10 +125,11 @@ class CodecTraining(GANBrain):
 
     def test(self) -> dict[str, list[Result]]:
         """Test every split in all conditions."""
-        if self._unquantized:
+        # The model says it: a test alone (--test_only) knows nothing of updates.
+        if not bool(getattr(self.codec.quantizer, "initialised", True)):
             raise TrainingError(
-                f"quantizer_start is {self.quantizer_start}, but training ended after "
-                f"{self.position.step} updates, without codebooks; lower it or train longer"
+                f"quantizer_start is {self.quantizer_start}, but training ended after fewer "
+                "updates, without codebooks; lower it or train longer"
             )
         return super().test()
 
