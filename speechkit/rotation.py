@@ -15,12 +15,19 @@ from typing import Any
 
 from speechkit.brain import Brain
 from speechkit.data.errors import DataError
-from speechkit.files import explain
 from speechkit.hparams import HparamsError, parse_command_line, read_hparams
 from speechkit.metrics.results import SCORERS, Result
 from speechkit.report import write_report
 from speechkit.results import RunResults, read_rows, write_test
-from speechkit.run import FLAGS, OPTIONS, RUN_KEYS, USER_ERRORS, brain_arguments, command_line, run
+from speechkit.run import (
+    FLAGS,
+    OPTIONS,
+    RUN_KEYS,
+    brain_arguments,
+    command_line,
+    reported,
+    run,
+)
 from speechkit.tracking import setup_logging
 from speechkit.training import TrainingError
 
@@ -54,7 +61,7 @@ def run_folds(brain_class: type[Brain], argv: Sequence[str] | None = None) -> No
     if not wants_all(arguments):
         run(brain_class, arguments)
         return
-    try:
+    with reported(arguments):
         yaml_path, overrides, options = parse_command_line(arguments, flags=FLAGS, options=OPTIONS)
         _check_single_process()
         seed, folds = _plan(brain_class, yaml_path, overrides)
@@ -66,12 +73,6 @@ def run_folds(brain_class: type[Brain], argv: Sequence[str] | None = None) -> No
             run(brain_class, _arguments(yaml_path, turn, options))
         setup_logging(folder)
         pool(folder, places, command=command_line(arguments))
-    except (*USER_ERRORS, OSError) as error:
-        if "--debug" in arguments:
-            raise
-        shown = explain(error) if isinstance(error, OSError) else error
-        print(f"error: {shown}", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 def wants_all(arguments: Sequence[str]) -> bool:

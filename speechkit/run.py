@@ -68,7 +68,7 @@ def run(brain_class: type[Brain], argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with termination_unwinds():
+        with termination_unwinds(), reported(arguments):
             _run(brain_class, arguments)
     except Interrupted as stop:
         logger.warning("saved; the same command resumes")
@@ -79,6 +79,13 @@ def run(brain_class: type[Brain], argv: Sequence[str] | None = None) -> None:
         print("stopped; what was finished is kept, the same command goes on", file=sys.stderr)
         number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None
+
+
+@contextlib.contextmanager
+def reported(arguments: Sequence[str]) -> Iterator[None]:
+    """Show an error that the user can mend and exit with 1; ``--debug`` lets it through."""
+    try:
+        yield
     except (*USER_ERRORS, OSError) as error:
         if "--debug" in arguments:
             raise
