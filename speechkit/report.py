@@ -22,6 +22,8 @@ from speechkit.report_codec import codec
 from speechkit.report_run import MAX_SECONDS, Run, Section
 from speechkit.report_separation import separation
 from speechkit.report_speaker import diarization, speaker
+from speechkit.report_tts import tts
+from speechkit.report_vocoder import vocoder
 from speechkit.tracking import plot_files
 
 WORST = 8  # utterances shown of each split
@@ -186,6 +188,8 @@ def worst_utterances(run: Run) -> str:
     for split, rows in splits:
         if not any(row.keys() & {"hypothesis", "error"} for row in rows):
             continue  # nothing is right or wrong about a line of a language model's test
+        if any(row.get("condition") for row in rows):
+            continue  # what speech is compared with
         graded = sorted(((errors(row), row) for row in rows), key=lambda pair: -pair[0])
         wrong = [row for grade, row in graded if grade > 0][:WORST]
         share = max(1, run.players // max(1, len(splits)))  # the last split has its players too
@@ -215,7 +219,7 @@ def hyperparameters(run: Run) -> str:
 
 SECTIONS: tuple[Section, ...] = (
     header, results_table, learning_curves, attention, separation, codec, speaker, diarization,
-    classification, worst_utterances, hyperparameters,
+    classification, tts, vocoder, worst_utterances, hyperparameters,
 )  # fmt: skip
 
 
@@ -266,7 +270,7 @@ def player(run: Run, row: Mapping[str, Any]) -> str:
     """Give a row's spectrogram and audio player; nothing without sound or allowance."""
     from speechkit.data.audio import audio_info, read_audio
 
-    path = row.get("audio")
+    path = row.get("audio") or row.get("estimate")
     if not path or run.players <= 0 or run.media_bytes <= 0:
         return ""
     start = float(row.get("start") or 0.0)

@@ -32,11 +32,17 @@ def codec(run: Run) -> str:
         kept: list[Row] = [row for row in rows if row.get("condition") == condition]
         if condition and kept:
             splits.setdefault(split, {})[condition] = kept
+    # Other tasks have conditions too: a codec's have bit rates.
+    splits = {split: found for split, found in splits.items() if _has_rates(found)}
     parts = []
     for split, conditions in splits.items():
         ordered = dict(sorted(conditions.items(), key=_order))
         parts.append(f"<h3>{escape(split)}</h3>{curves(ordered)}{examples(run, ordered)}")
     return f"<h2>Quality at each bit rate</h2>{''.join(parts)}" if parts else ""
+
+
+def _has_rates(conditions: Mapping[str, Sequence[Row]]) -> bool:
+    return any("kbps" in row for rows in conditions.values() for row in rows)
 
 
 def _order(pair: tuple[str, list[Row]]) -> tuple[bool, float, str]:

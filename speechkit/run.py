@@ -42,7 +42,7 @@ USER_ERRORS = (
 # Changing these does not change what is trained.
 NEUTRAL_KEYS = (
     "data.num_workers", "data.max_bad_share", "output_folder",
-    "anchors", "metrics", "num_examples",  # of a test alone
+    "anchors", "metrics", "num_examples", "spoken_test", "export",  # of a test alone
 )  # fmt: skip
 
 

@@ -179,6 +179,23 @@ class Tracker:
             image = figure_pixels(image)
         self._tensorboard().add_image(tag, image, step, dataformats="HWC")
 
+    def audio(self, tag: str, waveform: np.ndarray, sample_rate: int, step: int) -> None:
+        """Let a sound be heard in TensorBoard.
+
+        Parameters
+        ----------
+        tag : str
+            The sound's name; TensorBoard puts its steps behind a slider.
+        waveform : np.ndarray
+            Shape ``(T,)``; what is beyond [-1, 1] is clipped.
+        sample_rate : int
+            Hz.
+        step : int
+            When.
+        """
+        sound = np.clip(waveform, -1.0, 1.0)[None]
+        self._tensorboard().add_audio(tag, sound, step, sample_rate=sample_rate)
+
     def arrays(self, tag: str, arrays: Mapping[str, np.ndarray], *, epoch: int, step: int) -> None:
         """Keep what a plot is made of: ``plots/<tag>/epoch-0003-step-120.npz``.
 

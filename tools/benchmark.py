@@ -45,6 +45,7 @@ MODULES = {
     "conformer": "tools.benchmarks.conformer",
     "separation": "tools.benchmarks.separation",
     "codec": "tools.benchmarks.codec",
+    "tts": "tools.benchmarks.tts",
     "wer": "tools.benchmarks.wer",
 }
 HEADER = ("area", "case", "peer", "ours", "peer's", "ratio", "target", "", "ours MiB", "peer's MiB")

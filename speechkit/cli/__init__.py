@@ -19,6 +19,7 @@ from speechkit.cli import (
     runs,
     separation,
     speaker,
+    synthesis,
     transcription,
 )
 from speechkit.cli.common import OK, UNUSABLE, Command, complain
@@ -73,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return sub
 
-    for module in (transcription, separation, codec, classification, speaker, diarization, runs):
+    modules = (
+        transcription, separation, synthesis, codec, classification, speaker, diarization, runs,
+    )  # fmt: skip
+    for module in modules:
         module.add_commands(add)
     return parser

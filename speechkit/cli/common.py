@@ -38,9 +38,9 @@ def seconds(text: str) -> float:
     return value
 
 
-def complain(message: object) -> None:
-    """Show an error."""
-    print(f"speechkit: error: {message}", file=sys.stderr)
+def complain(message: object, kind: str = "error") -> None:
+    """Show an error, or a warning."""
+    print(f"speechkit: {kind}: {message}", file=sys.stderr)
 
 
 def for_each(

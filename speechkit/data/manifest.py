@@ -15,7 +15,7 @@ from speechkit.data.errors import DataError, listing
 from speechkit.files import atomic_file
 
 # Fields beside "audio" whose values are paths (or lists of them), kept relative in the file too.
-PATH_FIELDS = ("sources", "noise")
+PATH_FIELDS = ("sources", "noise", "mel")
 _REQUIRED = ("id", "audio", "duration", "sample_rate")
 _KNOWN = ("id", "audio", "start", "duration", "sample_rate", "text", "speaker")
 

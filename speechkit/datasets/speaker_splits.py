@@ -165,7 +165,7 @@ def trial_manifest(trials: File, root: File, path: Path) -> Path:
         speakers |= dict(zip(trial[1:], sides))
     rows = []
     for name in trial_files(found):
-        place = Path(root, name)
+        place = Path(root, name).absolute()  # a manifest's own paths are relative to it
         info = audio_info(place)
         seconds = info.num_samples / info.sample_rate
         rows.append(Utterance(name, str(place), seconds, info.sample_rate, speaker=speakers[name]))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from speechkit.data.audio import resample, write_audio
+from speechkit.data.manifest import read_manifest, write_manifest
 from speechkit.datasets import espeak, librispeech, preparation
 from speechkit.files import replace_folder
 
@@ -351,3 +352,53 @@ def prepare(
     """
     root = make_toy_corpus(root, seed=seed, num_train=num_train, num_dev=num_dev, num_test=num_test)
     return librispeech.prepare(root, out, subsets=("train", "dev", "test"))
+
+
+def prepare_voices(
+    root: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    num_train: int = 1500,
+    num_valid: int = 50,
+    num_test: int = 150,
+) -> dict[str, Path]:
+    """Make the corpus under `root`, and the manifests of a speaking model under `out`.
+
+    Such a model is tested on new sentences in voices that it knows, where a recogniser is tested on
+    new voices. So ``valid`` are sentences of the training voices that are taken out of ``train``;
+    ``test`` has the texts of the corpus's test.
+
+    Parameters
+    ----------
+    root, out, seed, num_train, num_test
+        As in `prepare`.
+    num_valid : int
+        Sentences taken out of ``train``, the voices in turn.
+
+    Returns
+    -------
+    dict
+        ``{"train": out/train.jsonl, "valid": ..., "test": ...}``.
+
+    Raises
+    ------
+    ValueError
+        If less than one sentence would be left to train on.
+    """
+    if not 1 <= num_valid < num_train:
+        raise ValueError(f"need 1 <= num_valid < num_train, got {num_valid} and {num_train}")
+    out = Path(out).absolute()
+    made = prepare(root, out / "corpus", seed=seed, num_train=num_train, num_test=num_test)
+    rows = sorted(read_manifest(made["train"]), key=lambda row: (row.speaker or "", row.id))
+    stride = num_train / num_valid
+    taken = {rows[int(number * stride)].id for number in range(num_valid)}
+    splits = {
+        "train": [row for row in rows if row.id not in taken],
+        "valid": [row for row in rows if row.id in taken],
+        "test": read_manifest(made["test"]),
+    }
+    manifests = {name: out / f"{name}.jsonl" for name in splits}
+    for name, path in manifests.items():
+        write_manifest(path, splits[name])
+    return manifests

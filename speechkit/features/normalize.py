@@ -139,6 +139,33 @@ class GlobalNorm(nn.Module):
                 x = x / self.variance.float().sqrt().clamp_min(self.eps)
             return mask_padding(x, lengths)
 
+    def restore(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Undo the normalisation: what a model made in its range becomes features again.
+
+        Parameters
+        ----------
+        x : Tensor
+            Shape ``(B, T, num_features)``.
+        lengths : Tensor
+            Shape ``(B,)``, valid frames.
+
+        Returns
+        -------
+        Tensor
+            float32, the same shape, zero beyond the lengths.
+
+        Examples
+        --------
+        >>> norm = GlobalNorm(num_features=2)
+        >>> x, lengths = torch.randn(1, 5, 2), torch.tensor([5])
+        >>> torch.allclose(norm.restore(norm(x, lengths), lengths), x, atol=1e-6)
+        True
+        """
+        x = x.float()
+        if not self.mean_only:
+            x = x * self.variance.float().sqrt().clamp_min(self.eps)
+        return mask_padding(x + self.mean.float(), lengths)
+
     @torch.no_grad()
     def _update(self, x: Tensor, lengths: Tensor) -> None:
         """Merge the valid frames of ``x`` (zero beyond them), and of the other processes' ``x``."""

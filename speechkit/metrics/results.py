@@ -97,6 +97,8 @@ SCORERS: Mapping[str, Scorer] = _Scorers(
         "lm": "speechkit.metrics.perplexity:summarize",
         "separation": "speechkit.metrics.separation:summarize",
         "speaker": "speechkit.metrics.verification_results:summarize_with_intervals",
+        "tts": "speechkit.metrics.tts_results:summarize",
+        "vocoder": "speechkit.metrics.vocoder_results:summarize",
     }
 )
 """From a recipe's per-utterance rows to its results: ``SCORERS["asr"](rows)``."""

@@ -36,6 +36,7 @@ _PACKAGES = (
     "speechkit.lm",
     "speechkit.coding",
     "speechkit.data.tokenizer",
+    "speechkit.data.text_front_end",
 )
 _MODULE_NAME = re.compile(r"speechkit(\.[a-z][a-z0-9_]*)+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -135,9 +136,10 @@ def resolve_class(name: Any) -> type:
     if module_name == "torch.nn" and attribute in TORCH_CLASSES:
         return getattr(nn, attribute)
     refusal = PretrainedError(
-        f"class {name!r} is not allowed in a model folder: it must be a module or tokenizer of "
-        "speechkit, one of the torch.nn classes in speechkit.model_folder.safety.TORCH_CLASSES, or "
-        "a class that this program has passed to speechkit.pretrained.allow"
+        f"class {name!r} is not allowed in a model folder: it must be a module, tokenizer or text "
+        "front end of speechkit, one of the torch.nn classes in "
+        "speechkit.model_folder.safety.TORCH_CLASSES, or a class that this program has passed to "
+        "speechkit.pretrained.allow"
     )
     if not _MODULE_NAME.fullmatch(module_name) or not attribute.isidentifier():
         raise refusal
@@ -168,7 +170,8 @@ def _own_module(name: str) -> Any:
 
 
 def _is_tokenizer(cls: type) -> bool:
-    return cls.__module__ == "speechkit.data.tokenizer" and hasattr(cls, "encode")
+    modules = ("speechkit.data.tokenizer", "speechkit.data.text_front_end")
+    return cls.__module__ in modules and hasattr(cls, "encode")
 
 
 def plain_file(folder: Path, name: Any, *, root: Path | None = None, limit: int) -> Path:

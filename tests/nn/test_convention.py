@@ -12,6 +12,7 @@ from torch import nn
 
 import speechkit.nn
 from speechkit.nn.contexts import MeanContext
+from speechkit.nn.discriminators_scale import ScaleDiscriminator
 from speechkit.nn.discriminators_vocoder import PeriodDiscriminator
 from speechkit.nn.dual_path import DualPathBlock
 from speechkit.nn.dual_path_blocks import RNNBlock
@@ -318,6 +319,58 @@ ARGUMENTS |= {
         "num_heads": 3, "num_layers": 2, "feedforward_size": 20, "dropout": 0.25,
     },
     "TokenPooling": {"input_size": 5, "num_tokens": 1},
+}  # fmt: skip
+
+ARGUMENTS |= {
+    "ConvNeXtBlock": {
+        "embed_dim": 4, "hidden_size": 6, "kernel_size": 5, "dropout": 0.25, "layer_scale": 0.5,
+    },
+    "ConvNeXtEncoder": {
+        "input_size": 3, "embed_dim": 4, "num_layers": 2, "hidden_size": 6, "kernel_size": 5,
+        "dropout": 0.25,
+    },
+    "Aligner": {
+        "symbol_size": 3, "num_mels": 4, "attention_size": 5, "kernel_size": 3, "prior_scale": 0.5,
+    },
+    "ScaledPositions": {"embed_dim": 4},
+    "SymbolEncoder": {
+        **_BLOCK, "num_symbols": 9, "num_layers": 2, "num_convs": 1, "kernel_size": 3,
+        "conv_dropout": 0.1, "pre_norm": False,
+    },
+}  # fmt: skip
+ARGUMENTS |= {
+    "LocationAttention": {
+        "memory_size": 5, "query_size": 6, "attention_size": 4, "channels": 3, "kernel_size": 5,
+    },
+    "NormedConv": {"input_size": 3, "output_size": 4, "kernel_size": 5, "gain": "tanh"},
+    "TacotronEncoder": {
+        "num_symbols": 7, "embed_dim": 5, "output_size": 6, "num_convs": 2, "kernel_size": 3,
+        "dropout": 0.25,
+    },
+    "Prenet": {"input_size": 4, "sizes": (5, 3), "dropout": 0.25},
+    "PostNet": {"num_mels": 4, "size": 5, "num_convs": 2, "kernel_size": 3, "dropout": 0.25},
+    "TacotronDecoder": {
+        "num_mels": 4, "memory_size": 6, "reduction_factor": 2, "prenet_sizes": (5, 3),
+        "prenet_dropout": 0.25, "attention_size": 4, "location_channels": 3,
+        "location_kernel": 5, "attention_lstm_size": 7, "decoder_lstm_size": 8,
+        "attention_dropout": 0.2, "decoder_dropout": 0.3,
+    },
+}  # fmt: skip
+
+_LAYERS = ((4, 15, 1, 1), (8, 41, 4, 2))
+ARGUMENTS |= {
+    "ScaleDiscriminator": {"layers": _LAYERS, "norm": "spectral", "negative_slope": 0.2},
+    "MultiScaleDiscriminator": {"num_scales": 2, "layers": _LAYERS, "negative_slope": 0.2},
+    "CombinedDiscriminator": {"parts": [ScaleDiscriminator(layers=_LAYERS)]},
+    "HiFiGANBlock": {
+        "channels": 4, "kernel_size": 5, "dilations": (1, 3), "kind": "2", "norm": "none",
+        "pad_mode": "reflect", "weight_std": None,
+    },
+    "HiFiGANGenerator": {
+        "num_mels": 5, "channels": 16, "upsample_rates": (4, 2), "upsample_kernels": (8, 4),
+        "block_kind": "2", "block_kernels": (3,), "block_dilations": ((1, 2),), "istft_hop": 4,
+        "norm": "none", "pad_mode": "reflect", "weight_std": None,
+    },
 }  # fmt: skip
 
 

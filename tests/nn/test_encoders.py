@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from speechkit.nn.conformer import ConformerEncoder
 from speechkit.nn.conv import ConvBlock, ConvEncoder, ConvSubsampling
+from speechkit.nn.convnext import ConvNeXtEncoder
 from speechkit.nn.ecapa import ECAPAEncoder
 from speechkit.nn.masking import length_mask
 from speechkit.nn.pyramid import PyramidalEncoder
@@ -52,6 +53,9 @@ def _conv(**changes: object) -> nn.Module:
 ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "conv_block": lambda: ConvBlock(input_size=INPUT_SIZE, output_size=5, kernel_size=7),
     "conv_block_stride": lambda: ConvBlock(input_size=INPUT_SIZE, output_size=5, stride=3),
+    "convnext": lambda: ConvNeXtEncoder(
+        input_size=INPUT_SIZE, embed_dim=12, num_layers=2, hidden_size=20
+    ),
     "conv": _conv,
     "conv_3_1_2": lambda: _conv(channels=(6, 7, 9), strides=(3, 1, 2), kernel_size=3),
     "subsampling": _subsampling,

@@ -44,6 +44,7 @@ from tools.benchmarks import (  # noqa: E402  (the tool puts the project's folde
     imports,
     measure,
     separation,
+    tts,
     wer,
 )
 
@@ -74,12 +75,15 @@ TINY: dict[str, Any] = {
         seconds=0.05, coded_s=0.03, layers=1, embed_dim=16, symbols=20, items=1, crop_s=0.05,
         filters=2, judge_filters=2, windows=(64, 32),
     ),
+    "tts": tts.Sizes(
+        items=2, symbols=4, frames=3, mels=4, width=8, attention=4, units=6, prenet=4
+    ),
     "wer": wer.Sizes(sentences=5, words=4, vocabulary=6),
 }  # fmt: skip
 AREAS = dict(
     zip(
         TINY,
-        (imports, features, data, ctc_search, beam_search, conformer, separation, codec, wer),
+        (imports, features, data, ctc_search, beam_search, conformer, separation, codec, tts, wer),
     )
 )
 AT_HAND = "plain losses"  # a way to do it that needs no other package

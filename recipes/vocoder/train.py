@@ -1,0 +1,174 @@
+"""Train and test a vocoder: from mel spectra to waveforms.
+
+    python recipes/vocoder/train.py recipes/vocoder/hparams/ljspeech_hifigan_small.yaml --root DIR
+
+The YAML says which audio, network and losses; this file what a batch goes through.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from speechkit.data.audio import write_audio
+from speechkit.data.batch import Batch
+from speechkit.gan import GANBrain, Generated
+from speechkit.losses.vocoder import MultiResolutionSTFTLoss
+from speechkit.metrics.quality import measure
+from speechkit.models.vocoder import GriffinLim, Vocoder
+from speechkit.nn.masking import Padded, mask_padding
+from speechkit.run import run
+from speechkit.training import Stage
+
+METRICS = ("stoi", "estoi", "pesq", "visqol_speech", "mel")
+
+
+class Condition(NamedTuple):
+    """What is tested of a batch: its name, waveforms ``(B, T)``, and the work's seconds."""
+
+    name: str
+    waveform: Tensor
+    seconds: float | None = None
+
+
+class VocoderTraining(GANBrain):
+    """A vocoder's training.
+
+    Parameters
+    ----------
+    losses : mapping of str to nn.Module
+        The distances, by their names in the balancer: ``loss(estimate, target, lengths)`` of
+        waveforms ``(B, 1, T)``.
+    metrics : sequence of str
+        What a test measures, see `speechkit.metrics.quality.measure`, beside the distance in
+        spectra at several resolutions and the real-time factor.
+    num_examples : int
+        Utterances of each test split, the first of its manifest, whose sound is kept under
+        ``test/<split>@<condition>/audio/`` and can be heard in the report.
+    **kwargs
+        What :class:`speechkit.gan.GANBrain` takes.
+    """
+
+    scorer = "vocoder"
+
+    def __init__(
+        self,
+        *,
+        losses: Mapping[str, nn.Module],
+        metrics: Sequence[str] = METRICS,
+        num_examples: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.losses = {name: loss.to(self.device) for name, loss in losses.items()}
+        self.metrics = tuple(metrics)
+        self.num_examples = num_examples
+        self.stft = MultiResolutionSTFTLoss().to(self.device)
+        self.griffin_lim = GriffinLim(features=self.vocoder.features).to(self.device)
+
+    @property
+    def vocoder(self) -> Vocoder:
+        """The model."""
+        return self.network  # type: ignore[return-value]
+
+    # ---------------------------------------------------------------- training
+
+    def mels(self, batch: Batch) -> Padded:
+        """Give the mels of a batch: those of an acoustic model's files, else of the audio."""
+        if "mel" in batch:
+            return Padded(*batch.mel)
+        with torch.no_grad():
+            return self.vocoder.features(*batch.waveform)
+
+    def compute_forward(self, batch: Batch, stage: Stage) -> Tensor:
+        """Make the waveforms of the mels, as long as the recordings: ``(B, 1, T)``."""
+        target, lengths = batch.waveform
+        made = self.forward(*self.mels(batch)).data[:, : target.shape[1]]
+        return mask_padding(made, lengths).unsqueeze(1)
+
+    def generated(self, outputs: Tensor, batch: Batch) -> Generated:
+        """Give the vocoder's and the recorded waveforms."""
+        waveform, lengths = batch.waveform
+        return Generated(outputs, waveform.unsqueeze(1), lengths)
+
+    def distances(self, pair: Generated) -> dict[str, Tensor]:
+        """Give the distances that the YAML names."""
+        return {name: loss(*pair) for name, loss in self.losses.items()}
+
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluate(self, outputs: Tensor, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
+        """Give the measures of each utterance in each condition; of a few, also the sound."""
+        if stage is not Stage.TEST:
+            return []
+        waveform, lengths = batch.waveform
+        seconds = float(lengths.sum()) / self.vocoder.sample_rate
+        rows = []
+        for condition in self._conditions(batch):
+            pair = Generated(condition.waveform.unsqueeze(1), waveform.unsqueeze(1), lengths)
+            distances = self.stft(*pair).tolist()
+            for index, size in enumerate(lengths.tolist()):
+                row = self._row(
+                    batch.utterance[index], condition.name, waveform[index, :size].float().cpu(),
+                    condition.waveform[index, :size].float().cpu(),
+                )  # fmt: skip
+                row["stft"] = distances[index]
+                if condition.seconds is not None:
+                    row["rtf"] = condition.seconds / seconds
+                rows.append(row)
+        return rows
+
+    def _conditions(self, batch: Batch) -> Iterator[Condition]:
+        """Give what is compared: this vocoder, Griffin-Lim of the same mels, the recording."""
+        target, lengths = batch.waveform
+        mels = self.mels(batch)
+        for name, vocoder in (("vocoder", self.vocoder), ("griffin-lim", self.griffin_lim)):
+            self._wait()
+            start = time.perf_counter()
+            made = vocoder(*mels).data
+            self._wait()
+            elapsed = time.perf_counter() - start
+            yield Condition(name, mask_padding(made[:, : target.shape[1]], lengths), elapsed)
+        yield Condition("recording", target)
+
+    def _wait(self) -> None:
+        """Let a GPU finish, so that times are those of the work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _row(
+        self, utterance: Any, condition: str, reference: Tensor, estimate: Tensor
+    ) -> dict[str, Any]:
+        rate = self.vocoder.sample_rate
+        row = {
+            "id": utterance.id,
+            "vocoder": condition,
+            **measure(reference[None], estimate[None], rate, metrics=self.metrics),
+            "speaker": utterance.speaker,
+            "audio": utterance.audio,
+            "start": utterance.start,
+            "duration": utterance.duration,
+        }
+        names = [u.id for u in self.data.utterances[self.split][: self.num_examples]]  # type: ignore[attr-defined]
+        if utterance.id in names:
+            name = f"{names.index(utterance.id):03d}.wav"
+            path = Path("test", f"{self.split}@{condition}", "audio", name)
+            write_audio(self.folder / path, estimate, rate)
+            row["estimate"] = path.as_posix()
+        return row
+
+    def parts(self, split: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Divide the rows by condition."""
+        made: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            made.setdefault(f"{split}@{row['vocoder']}", []).append(row)
+        return made
+
+
+if __name__ == "__main__":
+    run(VocoderTraining)

@@ -1,0 +1,124 @@
+"""``speechkit synthesize``: text to speech."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import speechkit
+from speechkit.cli.common import OK, Add, UsageError, complain
+
+if TYPE_CHECKING:
+    import argparse
+
+    from speechkit.models.synthesizer import Synthesizer
+    from speechkit.models.vocoder import Vocoder
+
+_FAULTY = 1
+
+
+def add_commands(add: Add) -> None:
+    """Add the command."""
+    sub = add("synthesize", _synthesize, "Speak a text.")
+    sub.add_argument("text", nargs="?", metavar="TEXT", help="what to say; - reads standard input")
+    sub.add_argument("--text_file", metavar="FILE", help="in the place of TEXT")
+    sub.add_argument("--model", required=True, metavar="FOLDER", help="a model folder, or a hub id")
+    sub.add_argument("--out", required=True, metavar="FILE", help="out.wav, out.flac")
+    sub.add_argument("--voice", metavar="NAME", help="one of the model's voices")
+    sub.add_argument(
+        "--reference", metavar="FILE", help="a recording of someone, to speak in that voice"
+    )
+    sub.add_argument(
+        "--vocoder", metavar="FOLDER", help="a vocoder's model folder (default: the model's own)"
+    )
+    sub.add_argument("--speed", type=float, default=1.0, metavar="X", help="1.2 is faster")
+    sub.add_argument(
+        "--pause", type=float, default=0.2, metavar="SECONDS",
+        help="between sentences (default: %(default)s)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another one sounds different"
+    )
+    sub.add_argument("--json", action="store_true", help="say in JSON what was made")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
+
+
+def _synthesize(options: argparse.Namespace) -> int:
+    from speechkit.data.audio import write_audio
+    from speechkit.models.speech import Speech, join
+    from speechkit.parallel import check_device
+    from speechkit.tracking import progress_bar
+
+    text = _text(options)
+    model = _open(options.model, check_device(options.device))
+    vocoder = _open_vocoder(options)
+    sentences = []
+    with progress_bar("sentences", 0) as bar:
+        for sentence in model.stream(
+            text, voice=options.voice, reference=options.reference, speed=options.speed,
+            vocoder=vocoder, seed=options.seed,
+        ):  # fmt: skip
+            sentences.append(sentence)
+            bar.update()
+    waveform = join(sentences, model.sample_rate, options.pause)
+    speech = Speech(waveform, model.sample_rate, tuple(sentences))
+    write_audio(options.out, speech.waveform, speech.sample_rate)
+    _say(options, speech)
+    return OK if speech.stopped else _FAULTY
+
+
+def _text(options: argparse.Namespace) -> str:
+    """Find the text: an argument, a file, or what is piped in."""
+    if (options.text is None) == (options.text_file is None):
+        raise UsageError('give either a text ("Good morning.") or --text_file FILE')
+    if options.text_file is not None:
+        return Path(options.text_file).read_text(encoding="utf-8")
+    return sys.stdin.read() if options.text == "-" else str(options.text)
+
+
+def _open(folder: str, device: str) -> Synthesizer:
+    from speechkit.models.synthesizer import Synthesizer
+
+    model = speechkit.load(folder, device=device)
+    if not isinstance(model, Synthesizer):
+        raise UsageError(
+            f"{folder}: holds a {type(model).__name__}, which does not speak; give the folder of a "
+            "synthesizer (recipes/tts)"
+        )
+    return model
+
+
+def _open_vocoder(options: argparse.Namespace) -> Vocoder | None:
+    from speechkit.models.vocoder import Vocoder
+
+    if options.vocoder is None:
+        return None
+    model = speechkit.load(options.vocoder, device=options.device)
+    if not isinstance(model, Vocoder):
+        raise UsageError(
+            f"{options.vocoder}: holds a {type(model).__name__}, which is no vocoder; give the "
+            "folder of one (recipes/vocoder)"
+        )
+    return model
+
+
+def _say(options: argparse.Namespace, speech: Any) -> None:
+    """Say what was made, and on standard error what went wrong in it."""
+    seconds = len(speech.waveform) / speech.sample_rate
+    if options.json:
+        told = {
+            "file": options.out,
+            "seconds": seconds,
+            "sample_rate": speech.sample_rate,
+            "stopped": speech.stopped,
+            "alignment_score": speech.alignment_score,
+            "problems": speech.problems,
+            "sentences": [sentence.text for sentence in speech.sentences],
+        }
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        print(f"{options.out}: {seconds:.2f} s, {len(speech.sentences)} sentences")
+    for problem in speech.problems:
+        complain(problem, "warning")

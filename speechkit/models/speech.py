@@ -1,0 +1,109 @@
+"""What a synthesizer gives: sentences as they were spoken, and how sure it is of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from speechkit.metrics.attention import AlignmentReport
+
+
+@dataclass(frozen=True, eq=False)
+class Sentence:
+    """A sentence as it was spoken.
+
+    Parameters
+    ----------
+    text : str
+        As it was given.
+    pieces : tuple of str
+        The symbols that it was spoken from.
+    waveform : Tensor
+        Shape ``(N,)``, on the CPU.
+    mel : Tensor
+        Shape ``(T, num_mels)``, log-mel, what the vocoder was given.
+    alignment : Tensor
+        Shape ``(T', U)``: of which symbols each frame of the acoustic model was made.
+    stopped : bool
+        Whether the model ended by itself, not at its longest length.
+    check : AlignmentReport
+        What the alignment says: a score from 0 to 1, skipped and repeated parts.
+    """
+
+    text: str
+    pieces: tuple[str, ...]
+    waveform: Tensor
+    mel: Tensor
+    alignment: Tensor
+    stopped: bool
+    check: AlignmentReport
+
+    @property
+    def problems(self) -> list[str]:
+        """What seems to have gone wrong, in words; empty where nothing did."""
+        found = [] if self.stopped else ["did not stop by itself and was cut"]
+        return found + self.check.problems(self.pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class Speech:
+    """Spoken text.
+
+    Parameters
+    ----------
+    waveform : Tensor
+        Shape ``(N,)``, on the CPU: the sentences and the pauses between them.
+    sample_rate : int
+        Hz.
+    sentences : tuple of Sentence
+        The parts that were spoken one by one.
+    """
+
+    waveform: Tensor
+    sample_rate: int
+    sentences: tuple[Sentence, ...]
+
+    @property
+    def mel(self) -> Tensor:
+        """The sentences' spectrograms one after the other: ``(T, num_mels)``."""
+        return torch.cat([sentence.mel for sentence in self.sentences])
+
+    @property
+    def alignment(self) -> Tensor:
+        """The sentences' alignments as blocks of one matrix: ``(T', U)``."""
+        return torch.block_diag(*(sentence.alignment for sentence in self.sentences))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the model ended each sentence by itself."""
+        return all(sentence.stopped for sentence in self.sentences)
+
+    @property
+    def alignment_score(self) -> float:
+        """That of the worst sentence, from 0 to 1."""
+        return min(sentence.check.score for sentence in self.sentences)
+
+    @property
+    def problems(self) -> list[str]:
+        """What seems to have gone wrong, in words, with the sentence."""
+        return [f"{s.text[:60]!r}: {problem}" for s in self.sentences for problem in s.problems]
+
+
+def join(sentences: Sequence[Sentence], sample_rate: int, pause: float) -> Tensor:
+    """Join sentences ``(N,)`` with pauses of so many seconds between them.
+
+    Raises
+    ------
+    ValueError
+        If the pause is negative.
+    """
+    if pause < 0:
+        raise ValueError(f"pause must not be negative, got {pause}")
+    gap = torch.zeros(round(pause * sample_rate))
+    parts = [part for sentence in sentences for part in (gap, sentence.waveform)]
+    return torch.cat(parts[1:])

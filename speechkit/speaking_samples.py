@@ -1,0 +1,131 @@
+"""What a training of text to speech leaves beside its weights: samples to hear, and mels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechkit.data.audio import write_audio
+from speechkit.data.batch import Batch
+from speechkit.data.manifest import Utterance, write_manifest
+from speechkit.data.mel_files import write_mel
+from speechkit.data.splits import SplitData
+from speechkit.models.synthesizer import Synthesizer
+from speechkit.models.voices import ReferenceVoice
+from speechkit.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+def show_sentences(
+    model: Synthesizer,
+    sentences: Sequence[str],
+    tracker: Tracker,
+    *,
+    epoch: int,
+    step: int,
+    batch: Batch,
+) -> dict[str, float]:
+    """Speak fixed sentences, put sound, mel and alignment into TensorBoard, and judge them.
+
+    Parameters
+    ----------
+    model : Synthesizer
+        As it is in training.
+    sentences : sequence of str
+        Each in another voice of the table, in turn.
+    tracker : Tracker
+        Of the run. Sounds of the last validation are also kept as ``samples/000.wav``.
+    epoch, step : int
+        When.
+    batch : Batch
+        Whose first recording is the reference of models that take one.
+
+    Returns
+    -------
+    dict
+        ``alignment``, the mean score of the alignments, and ``stopped``, the share of sentences
+        that ended by themselves.
+    """
+    from speechkit.plots_speech import speech_figure
+
+    scores, stopped = [], []
+    for number, sentence in enumerate(sentences):
+        speech = model.synthesize(sentence, **_voice(model, number, batch))
+        scores.append(speech.alignment_score)
+        stopped.append(float(speech.stopped))
+        name = f"sentence {number + 1}"
+        rate = speech.sample_rate
+        tracker.audio(name, speech.waveform.numpy(), rate, step)
+        pieces = [piece for part in speech.sentences for piece in part.pieces]
+        figure = speech_figure(speech.mel.numpy(), speech.alignment.numpy(), pieces)
+        tracker.image(name, figure, step)
+        write_audio(tracker.folder / "samples" / f"{number:03d}.wav", speech.waveform[None], rate)
+    return {"alignment": float(np.mean(scores)), "stopped": float(np.mean(stopped))}
+
+
+def _voice(model: Synthesizer, number: int, batch: Batch) -> dict[str, Any]:
+    """Choose the voice of a sentence."""
+    if isinstance(model.voices, ReferenceVoice):
+        waveform, lengths = batch.waveform
+        return {"reference": waveform[0, : int(lengths[0])], "sample_rate": model.sample_rate}
+    names = model.voice_names
+    return {"voice": names[number % len(names)]} if names else {}
+
+
+@torch.no_grad()
+def export_mels(
+    model: Synthesizer, data: SplitData, out: Path, voice_ids: Any, device: torch.device
+) -> dict[str, Path]:
+    """Write each utterance's mel as the model makes it from the text and the mel before.
+
+    That is what a vocoder meets in use, and what it is fine-tuned on (Kong et al. 2020, HiFi-GAN,
+    section 4.4). Each split has a manifest, whose rows are those of the data with ``mel``, a file
+    that `speechkit.data.mel_files.LoadWithMel` reads.
+
+    Parameters
+    ----------
+    model : Synthesizer
+        A trained one.
+    data : SplitData
+        Of the run.
+    out : Path
+        A folder.
+    voice_ids : callable
+        From a batch to the numbers of its voices, or None.
+    device : torch.device
+        Where the model is.
+
+    Returns
+    -------
+    dict
+        Split to manifest.
+    """
+    model.eval()
+    out = out.absolute()
+    manifests = {}
+    for split in data.splits:
+        folder = out / split
+        folder.mkdir(parents=True, exist_ok=True)
+        rows: list[Utterance] = []
+        for batch in data.eval_loader(split):
+            batch = batch.to(device)
+            output = model(*batch.tokens, *batch.waveform, voice_ids(batch))
+            mels: Tensor = output.outputs.mel
+            if model.norm is not None:
+                mels = cast(Any, model.norm).restore(mels, output.mels.lengths)
+            for utterance, mel, size in zip(batch.utterance, mels, output.mels.lengths.tolist()):
+                path = folder / f"{len(rows):06d}.safetensors"
+                write_mel(path, mel[:size], model.features)
+                rows.append(replace(utterance, extra={**utterance.extra, "mel": str(path)}))
+        manifests[split] = out / f"{split}.jsonl"
+        write_manifest(manifests[split], rows)
+        logger.info("%d mels: %s", len(rows), manifests[split])
+    return manifests
