@@ -46,6 +46,8 @@ MODULES = {
     "separation": "tools.benchmarks.separation",
     "codec": "tools.benchmarks.codec",
     "tts": "tools.benchmarks.tts",
+    "speaker": "tools.benchmarks.speaker",
+    "vocoder": "tools.benchmarks.vocoder",
     "wer": "tools.benchmarks.wer",
 }
 HEADER = ("area", "case", "peer", "ours", "peer's", "ratio", "target", "", "ours MiB", "peer's MiB")

@@ -307,3 +307,27 @@ def test_overfit_puts_the_same_utterances_in_every_split(tmp_path: Path) -> None
     wanted = [f"train{n}" for n in range(10)]
     for loader in (data.train_loader(0), data.eval_loader("valid"), data.eval_loader("test")):
         assert sorted(i for batch in loader for i in batch.ids) == sorted(wanted)
+
+
+def test_kept_audio_is_read_once_and_no_more_than_there_is_room_for(tmp_path: Path) -> None:
+    rows = []
+    for number in range(3):
+        path = tmp_path / f"{number}.wav"
+        write_audio(path, torch.full((RATE,), 0.1 * number), RATE)
+        rows.append(Utterance(str(number), str(path), 1.0, RATE))
+
+    def overwrite(item: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        item["waveform"] += 1.0
+        return item
+
+    load = LoadAudio(sample_rate=RATE, keep_seconds=2.5)
+    dataset = SpeechDataset(rows, transforms=[load, overwrite], skip_bad=True)
+    first: list[Any] = [dataset[0, index] for index in range(3)]
+    for row in rows:
+        Path(row.audio).unlink()
+    again: list[Any] = [dataset[1, index] for index in range(3)]
+    for index in (0, 1):
+        assert torch.equal(first[index]["waveform"], again[index]["waveform"])
+    assert isinstance(again[2], Failure)
+    with pytest.raises(ValueError, match="never kept"):
+        LoadAudio(sample_rate=RATE, keep_seconds=1.0, crop_seconds=1.0)
