@@ -117,7 +117,8 @@ def export_mels(
         rows: list[Utterance] = []
         for batch in data.eval_loader(split):
             batch = batch.to(device)
-            output = model(*batch.tokens, *batch.waveform, voice_ids(batch))
+            pitch = batch.pitch.data if "pitch" in batch else None
+            output = model(*batch.tokens, *batch.waveform, voice_ids(batch), pitch)
             mels: Tensor = output.outputs.mel
             if model.norm is not None:
                 mels = cast(Any, model.norm).restore(mels, output.mels.lengths)

@@ -72,8 +72,10 @@ class TextToSpeech(Brain):
 
     def compute_forward(self, batch: Batch, stage: Stage) -> SynthesizerOutput:
         """Run the model on texts and recordings of them."""
-        ids = self.voice_ids(batch)
-        output: SynthesizerOutput = self.forward(*batch.tokens, *batch.waveform, ids)
+        pitch = batch.pitch.data if "pitch" in batch else None
+        output: SynthesizerOutput = self.forward(
+            *batch.tokens, *batch.waveform, self.voice_ids(batch), pitch
+        )
         return output
 
     def voice_ids(self, batch: Batch) -> Tensor | None:

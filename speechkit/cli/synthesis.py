@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import speechkit
 from speechkit.cli.common import OK, Add, UsageError, complain
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
+    from speechkit.models.speech import Sentence, Speech
     from speechkit.models.synthesizer import Synthesizer
     from speechkit.models.vocoder import Vocoder
 
@@ -25,7 +27,12 @@ def add_commands(add: Add) -> None:
     sub.add_argument("text", nargs="?", metavar="TEXT", help="what to say; - reads standard input")
     sub.add_argument("--text_file", metavar="FILE", help="in the place of TEXT")
     sub.add_argument("--model", required=True, metavar="FOLDER", help="a model folder, or a hub id")
-    sub.add_argument("--out", required=True, metavar="FILE", help="out.wav, out.flac")
+    sub.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="out.wav, out.flac; - for standard output, each sentence as soon as it is spoken",
+    )
     sub.add_argument("--voice", metavar="NAME", help="one of the model's voices")
     sub.add_argument(
         "--reference", metavar="FILE", help="a recording of someone, to speak in that voice"
@@ -54,19 +61,50 @@ def _synthesize(options: argparse.Namespace) -> int:
     text = _text(options)
     model = _open(options.model, check_device(options.device))
     vocoder = _open_vocoder(options)
-    sentences = []
-    with progress_bar("sentences", 0) as bar:
-        for sentence in model.stream(
-            text, voice=options.voice, reference=options.reference, speed=options.speed,
-            vocoder=vocoder, seed=options.seed,
-        ):  # fmt: skip
-            sentences.append(sentence)
-            bar.update()
+    sentences: list[Sentence] = []
+    spoken = model.stream(
+        text, voice=options.voice, reference=options.reference, speed=options.speed,
+        vocoder=vocoder, seed=options.seed,
+    )  # fmt: skip
+    if options.out == "-":
+        _pipe(spoken, sentences, model.sample_rate, options.pause)
+    else:
+        with progress_bar("sentences", 0) as bar:
+            for sentence in spoken:
+                sentences.append(sentence)
+                bar.update()
     waveform = join(sentences, model.sample_rate, options.pause)
     speech = Speech(waveform, model.sample_rate, tuple(sentences))
-    write_audio(options.out, speech.waveform, speech.sample_rate)
+    if options.out != "-":
+        write_audio(options.out, speech.waveform, speech.sample_rate)
     _say(options, speech)
     return OK if speech.stopped else _FAULTY
+
+
+def _pipe(
+    spoken: Iterator[Sentence], sentences: list[Sentence], sample_rate: int, pause: float
+) -> None:
+    """Write a WAV of unknown length to standard output, sentence by sentence."""
+    from torch.nn import functional as F
+
+    from speechkit.data.wav_stream import WavWriterStream
+
+    if pause < 0:
+        raise ValueError(f"pause must not be negative, got {pause}")
+    if sys.stdout.isatty():
+        raise UsageError("standard output is a terminal: give --out the name of a file")
+    writer = None
+    for sentence in spoken:
+        waveform = sentence.waveform
+        if writer is None:  # what is wrong with the first sentence is said before anything is out
+            writer = WavWriterStream(sys.stdout.buffer, sample_rate, 1, None, subtype="PCM_16")
+        else:
+            waveform = F.pad(waveform, (round(pause * sample_rate), 0))
+        writer.write(waveform[None])
+        sys.stdout.buffer.flush()
+        sentences.append(sentence)
+    if writer is not None:
+        writer.finish()
 
 
 def _text(options: argparse.Namespace) -> str:
@@ -104,9 +142,10 @@ def _open_vocoder(options: argparse.Namespace) -> Vocoder | None:
     return model
 
 
-def _say(options: argparse.Namespace, speech: Any) -> None:
+def _say(options: argparse.Namespace, speech: Speech) -> None:
     """Say what was made, and on standard error what went wrong in it."""
     seconds = len(speech.waveform) / speech.sample_rate
+    out = sys.stderr if options.out == "-" else sys.stdout
     if options.json:
         told = {
             "file": options.out,
@@ -117,8 +156,9 @@ def _say(options: argparse.Namespace, speech: Any) -> None:
             "problems": speech.problems,
             "sentences": [sentence.text for sentence in speech.sentences],
         }
-        print(json.dumps(told, ensure_ascii=False))
+        print(json.dumps(told, ensure_ascii=False), file=out)
     else:
-        print(f"{options.out}: {seconds:.2f} s, {len(speech.sentences)} sentences")
+        count = len(speech.sentences)
+        print(f"{options.out}: {seconds:.2f} s, {count} sentence{'s' * (count > 1)}", file=out)
     for problem in speech.problems:
         complain(problem, "warning")

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from speechkit.nn.masking import Padded
 
 if TYPE_CHECKING:
     from speechkit.metrics.attention import AlignmentReport
@@ -107,3 +110,20 @@ def join(sentences: Sequence[Sentence], sample_rate: int, pause: float) -> Tenso
     gap = torch.zeros(round(pause * sample_rate))
     parts = [part for sentence in sentences for part in (gap, sentence.waveform)]
     return torch.cat(parts[1:])
+
+
+def stretch_frames(mel: Tensor, lengths: Tensor, factor: float) -> Padded:
+    """Stretch each item of ``(B, T, M)`` in time, linearly between frames.
+
+    Examples
+    --------
+    >>> mel, lengths = stretch_frames(torch.tensor([[[0.0], [2.0]]]), torch.tensor([2]), 1.5)
+    >>> mel.flatten().tolist(), lengths.tolist()
+    ([0.0, 1.0, 2.0], [3])
+    """
+    sizes = (lengths * factor).round().long().clamp(min=1)
+    out = mel.new_zeros(len(mel), int(sizes.max()), mel.shape[2])
+    for row, item, old, new in zip(out, mel, lengths.tolist(), sizes.tolist()):
+        frames = item[:old].T.unsqueeze(0)
+        row[:new] = F.interpolate(frames, size=new, mode="linear", align_corners=True)[0].T
+    return Padded(out, sizes)

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechkit.data.errors import DataError
 from speechkit.features.mel_settings import check_same_mel
 from speechkit.features.spectrum import LogMel
 from speechkit.models.sentences import split_sentences
-from speechkit.models.speech import Sentence, Speech, join
+from speechkit.models.speech import Sentence, Speech, join, stretch_frames
 from speechkit.models.vocoder import GriffinLim, Vocoder
 from speechkit.models.voices import ReferenceVoice
 from speechkit.models.windows import AudioSource
@@ -146,6 +145,7 @@ class Synthesizer(nn.Module):
         waveform: Tensor,
         lengths: Tensor,
         voice_ids: Tensor | None = None,
+        pitch: Tensor | None = None,
     ) -> SynthesizerOutput:
         """Run the acoustic model on text and recordings of it.
 
@@ -157,6 +157,8 @@ class Synthesizer(nn.Module):
             Shapes ``(B, N)`` and ``(B,)``.
         voice_ids : Tensor, optional
             Shape ``(B,)``: the speakers' numbers where the voices are a table.
+        pitch : Tensor, optional
+            Shape ``(B, T)``, of each frame, for models that learn it (`speechkit.data.pitch`).
 
         Raises
         ------
@@ -165,7 +167,8 @@ class Synthesizer(nn.Module):
         """
         mels, frames = self.mels(waveform, lengths)
         vectors = self.voice_vectors(waveform, lengths, voice_ids)
-        outputs = self.acoustic(tokens, token_lengths, mels, frames, vectors)
+        more = {} if pitch is None else {"pitch": pitch}
+        outputs = self.acoustic(tokens, token_lengths, mels, frames, vectors, **more)
         return SynthesizerOutput(outputs, Padded(mels, frames))
 
     @torch.no_grad()
@@ -227,7 +230,7 @@ class Synthesizer(nn.Module):
         spoken: GeneratedMel = model.generate(tokens, token_lengths, speaker=speaker, **options)
         mel, lengths = spoken.mel, spoken.lengths
         if "speed" not in known and speed != 1.0:
-            mel, lengths = _stretched(mel, lengths, 1.0 / speed)
+            mel, lengths = stretch_frames(mel, lengths, 1.0 / speed)
         if self.norm is not None:
             mel = cast(Any, self.norm).restore(mel, lengths)
         return spoken._replace(mel=mel, lengths=lengths)
@@ -396,13 +399,3 @@ class Synthesizer(nn.Module):
             stopped=bool(made.stopped[0]),
             check=check_alignment(alignment, frames, len(tokens)),
         )
-
-
-def _stretched(mel: Tensor, lengths: Tensor, factor: float) -> Padded:
-    """Stretch each item of ``(B, T, M)`` in time, linearly between frames."""
-    sizes = (lengths * factor).round().long().clamp(min=1)
-    out = mel.new_zeros(len(mel), int(sizes.max()), mel.shape[2])
-    for row, item, old, new in zip(out, mel, lengths.tolist(), sizes.tolist()):
-        frames = item[:old].T.unsqueeze(0)
-        row[:new] = F.interpolate(frames, size=new, mode="linear", align_corners=True)[0].T
-    return Padded(out, sizes)

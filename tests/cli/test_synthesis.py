@@ -83,6 +83,17 @@ def test_standard_input(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("out.wav").exists()
 
 
+def test_a_pipe(folder: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert cli.main([*COMMAND, "The dog. A fox.", "--out", "-", "--pause", "0.1"]) == 0
+    output = capfdbinary.readouterr()
+    Path("piped.wav").write_bytes(output.out)
+    waveform, rate = read_audio("piped.wav")
+    said = synthesizer().synthesize("The dog. A fox.", voice="ann", pause=0.1)
+    assert rate == RATE
+    assert torch.allclose(waveform, said.waveform.clamp(-1, 1), atol=1e-4)
+    assert b"2 sentences" in output.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
