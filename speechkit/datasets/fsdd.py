@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, cycle, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import torch
 
 from speechkit.data.audio import audio_info, read_audio, write_audio
 from speechkit.data.manifest import DataError, Utterance
+from speechkit.data.trim import sound_span
 from speechkit.datasets import preparation
 from speechkit.files import replace_folder
 
@@ -96,6 +97,9 @@ def _split_takes(takes: Sequence[_Take], root: Path, unseen_speaker: str) -> dic
     return splits
 
 
+_Join = Callable[[Sequence[np.ndarray], np.random.Generator], np.ndarray]
+
+
 class _String(NamedTuple):
     """A planned utterance: takes of one speaker, in order."""
 
@@ -157,8 +161,23 @@ def _join(waveforms: Sequence[np.ndarray], random: np.random.Generator) -> np.nd
     return samples * min(1.0, 0.95 / np.abs(samples).max())
 
 
+def _join_clearly(waveforms: Sequence[np.ndarray], random: np.random.Generator) -> np.ndarray:
+    """Join takes as a speaking model should: each trimmed and of one level, with short pauses."""
+    pieces = [np.zeros(int(SAMPLE_RATE * 0.05))]
+    for waveform in waveforms:
+        first, last = sound_span(torch.from_numpy(waveform), SAMPLE_RATE, threshold_db=30.0)
+        piece = waveform[first:last]
+        piece = piece * 10 ** (-24.0 / 20) / np.sqrt(np.mean(piece**2) + 1e-12)
+        fade = np.linspace(0.0, 1.0, min(24, len(piece)))
+        piece[: len(fade)] *= fade
+        piece[len(piece) - len(fade) :] *= fade[::-1]
+        pieces += [piece, np.zeros(int(SAMPLE_RATE * random.uniform(0.05, 0.1)))]
+    samples = np.concatenate(pieces)
+    return samples * min(1.0, 0.95 / np.abs(samples).max())
+
+
 def _write_strings(
-    folder: Path, final: Path, strings: Sequence[_String], seed: Sequence[int]
+    folder: Path, final: Path, strings: Sequence[_String], seed: Sequence[int], join: _Join
 ) -> list[Utterance]:
     """Write the audio under `folder`; the rows name where it will be, under `final`."""
     cache: dict[Path, np.ndarray] = {}
@@ -170,7 +189,7 @@ def _write_strings(
                 samples, _ = read_audio(take.path, sample_rate=SAMPLE_RATE)
                 cache[take.path] = samples.numpy().astype(np.float64)
         random = np.random.default_rng([*seed, number])
-        samples = torch.from_numpy(_join([cache[take.path] for take in string.takes], random))
+        samples = torch.from_numpy(join([cache[take.path] for take in string.takes], random))
         write_audio(folder / f"{string.id}.flac", samples.float(), SAMPLE_RATE)
         rows.append(
             Utterance(
@@ -198,6 +217,7 @@ def prepare(
     min_digits: int = 3,
     max_digits: int = 7,
     min_train_digits: int | None = None,
+    clear: bool = False,
 ) -> dict[str, Path]:
     """Join takes into strings of connected digits and write a manifest for each split.
 
@@ -224,6 +244,9 @@ def prepare(
     min_train_digits : int, optional
         `min_digits` of the training strings; the same by default. An attention decoder finds its
         alignment much earlier when some strings are single digits.
+    clear : bool
+        Takes are trimmed and brought to one level, with short pauses and no noise: what a speaking
+        model should learn, where a recogniser should hear all kinds.
 
     Returns
     -------
@@ -256,6 +279,7 @@ def prepare(
         "seed": seed,
         "counts": counts,
         "digits": [shortest["train"], min_digits, max_digits],
+        **({"clear": True} if clear else {}),
     }
     manifests = {split: out / f"{split}.jsonl" for split in SPLITS}
     audio, stamp = out / "audio", out / f".{_STAMP}"
@@ -275,7 +299,8 @@ def prepare(
             strings = _plan_strings(split, splits[split], counts[split], lengths, random)
             key = (seed, number, 1)
             with preparation.one_thread():
-                rows[split] = _write_strings(partial / split, audio / split, strings, key)
+                join = _join_clearly if clear else _join
+                rows[split] = _write_strings(partial / split, audio / split, strings, key, join)
         preparation.write_stamp(partial / _STAMP, settings)
         replace_folder(partial, audio)
     finally:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from speechkit.features.framing import one_of
 from speechkit.nn.seanet_conv import NormKind, PadMode, mask_channels
 from speechkit.nn.seanet_units import InverseSTFTHead
+from speechkit.nn.tdnn import mirror_frames
 
 SLOPE = 0.1
 _LAST_SLOPE = 0.01  # before the last convolution, as published
@@ -66,6 +67,39 @@ def _conv(
         padding_mode="zeros" if pad_mode == "constant" else "reflect",
     )
     return _finished(layer, norm, std)
+
+
+def _convolve(conv: Any, x: Tensor, slope: float | None = None, *, own: bool = False) -> Tensor:
+    """Leaky ReLU of the slope, then the convolution, be it a transposed one.
+
+    ``own`` says that ``x`` may be overwritten.
+
+    On a CPU and without gradients ``x`` is an image of one row, channels last, which saves the
+    copies into another layout that torch's convolutions of one dimension make. What is computed
+    element by element, between two convolutions, keeps that layout.
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        out: Tensor = conv(_activated(x, slope, own))
+        return out
+    frames, reach = x.transpose(1, 2), conv.padding[0]
+    if conv.padding_mode == "reflect":
+        # The ends first: so the activation has a copy of its own to be made in.
+        frames, reach, own = mirror_frames(frames, reach), 0, True
+    frames = _activated(frames.contiguous(), slope, own)
+    image, weight = frames.unsqueeze(1).permute(0, 3, 1, 2), conv.weight.unsqueeze(2)
+    if isinstance(conv, nn.ConvTranspose1d):
+        out = F.conv_transpose2d(
+            image, weight, conv.bias, stride=(1, conv.stride[0]), padding=(0, reach)
+        )
+    else:
+        out = F.conv2d(image, weight, conv.bias, padding=(0, reach), dilation=(1, conv.dilation[0]))
+    return out.squeeze(2)
+
+
+def _activated(x: Tensor, slope: float | None, own: bool) -> Tensor:
+    if slope is None:
+        return x
+    return F.leaky_relu_(x, slope) if own else F.leaky_relu(x, slope)
 
 
 class HiFiGANBlock(nn.Module):
@@ -127,9 +161,9 @@ class HiFiGANBlock(nn.Module):
         # In place where it can be: a convolution does not need its output for the gradient, and at
         # the rate of samples fresh memory costs as much as the arithmetic.
         for index, conv in enumerate(self.first):
-            y = conv(F.leaky_relu(mask_channels(x, lengths), SLOPE))
+            y = _convolve(conv, mask_channels(x, lengths), SLOPE)
             if self.second:
-                y = self.second[index](F.leaky_relu_(mask_channels(y, lengths), SLOPE))
+                y = _convolve(self.second[index], mask_channels(y, lengths), SLOPE, own=True)
             x = y.add_(x)
         return x
 
@@ -305,20 +339,20 @@ class HiFiGANGenerator(nn.Module):
         frames = mel.shape[2]
         if frames == 0:
             return mel.new_zeros(len(mel), 1, 0)
-        x, valid = self.input(mask_channels(self._long_enough(mel), lengths)), lengths
+        x, valid = _convolve(self.input, mask_channels(self._long_enough(mel), lengths)), lengths
         for rate, upsampler, blocks in zip(self.upsample_rates, self.upsamplers, self.blocks):
-            x = upsampler(F.leaky_relu_(mask_channels(x, valid), SLOPE))
+            x = _convolve(upsampler, mask_channels(x, valid), SLOPE, own=True)
             valid = None if valid is None else valid * rate
             total = blocks[0](x, valid)  # type: ignore[index]
             for block in blocks[1:]:  # type: ignore[index]
                 total = total.add_(block(x, valid))
             x = total.div_(len(self.block_kernels))
-        x = F.leaky_relu_(mask_channels(x, valid), _LAST_SLOPE)
+        x = mask_channels(x, valid)
         if self.istft_hop:
-            wave = self.output(x, valid)
+            wave = self.output(F.leaky_relu_(x, _LAST_SLOPE).contiguous(), valid)
             valid = None if valid is None else valid * self.istft_hop
         else:
-            wave = torch.tanh(self.output(x))
+            wave = torch.tanh(_convolve(self.output, x, _LAST_SLOPE, own=True))
         return mask_channels(wave[..., : frames * self.hop_length], valid)
 
     def _long_enough(self, mel: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from speechkit.data.audio import write_audio
+from speechkit.data.audio import read_audio, write_audio
 from speechkit.data.manifest import DataError, Utterance, read_manifest
 from speechkit.datasets import fsdd
 
@@ -215,3 +215,20 @@ def test_short_training_strings_leave_the_tests_as_they_are(root: Path, tmp_path
     assert min(len(text.split()) for text in texts["long"]["train"]) == 3
     for split in fsdd.SPLITS[1:]:
         assert texts["short"][split] == texts["long"][split]
+
+
+def test_clear_strings_are_of_one_level_with_short_pauses(root: Path, tmp_path: Path) -> None:
+    counts = {"num_train": 12, "num_valid": 4, "num_test": 4}
+    made = fsdd.prepare(root, tmp_path / "clear", unseen_speaker="eve", clear=True, **counts)
+    varied = fsdd.prepare(root, tmp_path / "varied", unseen_speaker="eve", **counts)
+    rows, others = (read_manifest(path["train"]) for path in (made, varied))
+    assert [row.extra["takes"] for row in rows] == [row.extra["takes"] for row in others]
+    levels = []
+    for row in rows:
+        samples, rate = read_audio(row.audio)
+        loud = samples[samples.abs() > 1e-4]
+        levels.append(float(10 * loud.square().mean().log10()))
+        silent = (samples.abs() < 1e-4).float()
+        assert float(silent.sum()) / rate < 0.05 + 0.11 * len(row.extra["takes"])
+    assert max(levels) - min(levels) < 3.0
+    assert sum(row.duration for row in rows) < sum(row.duration for row in others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -66,6 +67,27 @@ def test_mirrored_ends_take_any_number_of_frames(frames: int) -> None:
     assert wave.isfinite().all()
     with pytest.raises(ValueError, match="one by one"):
         generator(torch.randn(1, 6, frames), torch.tensor([frames]))
+
+
+@pytest.mark.parametrize("pad_mode", ["constant", "reflect"])
+@pytest.mark.parametrize("istft_hop", [0, 4])
+@pytest.mark.parametrize("kind", ["1", "2"])
+def test_inference_gives_what_training_gives(kind: str, istft_hop: int, pad_mode: str) -> None:
+    # Without gradients the convolutions are computed in another layout.
+    torch.manual_seed(0)
+    settings = {**TINY, "block_kind": kind, "pad_mode": pad_mode}
+    generator = HiFiGANGenerator(**settings, istft_hop=istft_hop)
+    mel = torch.randn(3, 6, 9)
+    given = mel.clone()
+    for lengths in (None, torch.tensor([9, 4, 0])) if generator.takes_lengths else (None,):
+        want = generator(mel, lengths)
+        for folded in (False, True):
+            with torch.inference_mode():
+                got = (fold_weight_norm(deepcopy(generator)) if folded else generator)(mel, lengths)
+            assert want.requires_grad
+            assert got.shape == want.shape
+            torch.testing.assert_close(got.clone(), want.detach(), atol=1e-5, rtol=1e-4)
+    assert torch.equal(mel, given)
 
 
 def test_folded_weights_give_the_same() -> None:
