@@ -49,9 +49,14 @@ def speech_figure(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    rows = 1 if alignment is None else 2
-    figure = Figure(figsize=(width, 2.0 * rows + 0.6), layout=ConstrainedLayoutEngine())
-    panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    heights = [2.0]
+    if alignment is not None:
+        labeled = len(pieces) == alignment.shape[1] <= MAX_LABELS
+        heights.append(max(1.6, 0.145 * len(pieces)) if labeled else 2.0)  # each has its line
+    figure = Figure(figsize=(width, sum(heights) + 0.6), layout=ConstrainedLayoutEngine())
+    panels = figure.subplots(
+        len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
     end = seconds if seconds is not None else float(len(mel))
     panels[0].imshow(
         thinned(mel).astype(np.float32).T, aspect="auto", origin="lower", cmap="magma",
@@ -65,7 +70,7 @@ def speech_figure(
             extent=(0, end, -0.5, symbols - 0.5), interpolation="nearest", vmin=0.0,
         )  # fmt: skip
         panels[1].set_ylabel("symbol", color=INK, fontsize=10)
-        if len(pieces) == symbols <= MAX_LABELS:
+        if labeled:
             shown = [piece.replace("$", r"\$") for piece in pieces]
             panels[1].set_yticks(range(symbols), shown)
     panels[-1].set_xlabel("seconds" if seconds is not None else "frames", color=INK, fontsize=10)
