@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", type=float, default=1.5, help="seconds (default: %(default)s)")
     parser.add_argument("--hop", type=float, default=0.5, help="seconds (default: %(default)s)")
     parser.add_argument("--max_speakers", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--threshold", type=float, help="see speechkit.speakers.clustering")
+    parser.add_argument("--threshold", type=float, help="(default: the model's own)")
     parser.add_argument("--overlap_margin", type=float, help="see speechkit.speakers.diarization")
     parser.add_argument("--true_speech", action="store_true", help="speech is where the RTTM says")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
@@ -73,7 +73,7 @@ def diarize(options: argparse.Namespace) -> None:
         window=options.window,
         hop=options.hop,
         max_speakers=options.max_speakers,
-        threshold=options.threshold,
+        threshold=model.decision_threshold if options.threshold is None else options.threshold,
         overlap_margin=options.overlap_margin,
     )
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CONDITIONS}

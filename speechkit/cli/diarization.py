@@ -36,7 +36,7 @@ def add_commands(add: Add) -> None:
     sub.add_argument(
         "--threshold", type=float, metavar="X",
         help="windows that score above are of one speaker: fewer speakers are found where voices "
-        "are alike (default: speakers are counted by the clusters alone)",
+        "are alike (default: the model's own; without one, speakers are counted by clusters alone)",
     )  # fmt: skip
     sub.add_argument(
         "--out", default=".", metavar="DIR",
@@ -59,7 +59,7 @@ def _diarize(options: argparse.Namespace) -> int:
         window=options.window,
         hop=options.hop,
         max_speakers=options.max_speakers,
-        threshold=options.threshold,
+        threshold=model.decision_threshold if options.threshold is None else options.threshold,
     )
     names = {file: "_".join(Path(file).stem.split()) for file in options.files}
     if not options.json and len(set(names.values())) < len(names):

@@ -270,6 +270,14 @@ class SpeakerEncoder(nn.Module):
             return verdict
         return verdict._replace(same_speaker=score >= self.threshold)
 
+    @property
+    def decision_threshold(self) -> float | None:
+        """The score from which on two recordings are of one speaker; None where none was fitted."""
+        if self.threshold is not None:
+            return self.threshold
+        fitted = self._fitted()
+        return None if fitted is None else fitted.threshold
+
     def _fitted(self) -> Calibration | None:
         if self.calibration is None:
             return None
