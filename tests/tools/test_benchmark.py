@@ -78,7 +78,8 @@ TINY: dict[str, Any] = {
         filters=2, judge_filters=2, windows=(64, 32),
     ),
     "tts": tts.Sizes(
-        items=2, symbols=4, frames=3, mels=4, width=8, attention=4, units=6, prenet=4
+        items=2, symbols=4, frames=3, mels=4, width=8, attention=4, units=6, prenet=4,
+        convolutions=8, vocoder=16,
     ),
     "speaker": speaker.Sizes(
         channels=8, output_size=12, attention=4, squeeze=4, mels=8, embed_dim=64, clips=3, items=2,

@@ -3,7 +3,7 @@
 Tacotron 2 at its published size: a training step (forward, loss, backward) on random symbols and
 frames, and speech of one text for so many frames, the stop turned off. Both sides drop what their
 recipes drop; before they are timed both get the same weights, and what they say without dropout
-is compared.
+is compared. Speech in one pass, with a vocoder, has no peer: its target is real time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tools.benchmarks.measure import Bench, Contest, Measurement, Target, peer
 
 AREA = "tts"
 RATIO = 1.3
+REAL_TIME = 20
+RATE, HOP = 22050, 256
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,78 @@ class Sizes:
     attention: int = 128
     units: int = 1024  # of each LSTM of the decoder
     prenet: int = 256
+    convolutions: int = 384  # channels of the one-pass model
+    vocoder: int = 256  # channels of its vocoder
 
 
 FULL = Sizes()
 QUICK = Sizes(
-    items=2, symbols=10, frames=20, mels=8, width=16, attention=8, units=16, prenet=8
+    items=2, symbols=10, frames=20, mels=8, width=16, attention=8, units=16, prenet=8,
+    convolutions=16, vocoder=16,
 )  # fmt: skip
 
 
 def measure(bench: Bench, sizes: Sizes) -> Iterator[Measurement]:
     """Measure the acoustic models."""
     yield from measure_tacotron(bench, sizes)
+    yield measure_one_pass(bench, sizes)
+
+
+def measure_one_pass(bench: Bench, sizes: Sizes) -> Measurement:
+    """Measure text to waveform in one pass, at the sizes of recipes/tts and recipes/vocoder."""
+    speak = one_pass(sizes, bench.device)
+    seconds = speak().shape[1] / RATE
+    return bench.compare(
+        Contest(
+            AREA,
+            f"one pass and the small HiFi-GAN, {seconds:.1f} s of speech",
+            "",
+            speak,
+            None,
+            Target(seconds=seconds / REAL_TIME),
+        ),
+        note=f"the target is {REAL_TIME} times faster than real time",
+    )
+
+
+def one_pass(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
+    """Return what speaks symbols, each for five frames: `ljspeech_one_pass`, then its vocoder."""
+    from speechkit.features.spectrum import LogMel
+    from speechkit.models.one_pass_tts import OnePassTTS
+    from speechkit.models.vocoder import HiFiGAN
+    from speechkit.nn.convnext import ConvNeXtEncoder
+    from speechkit.nn.hifigan import HiFiGANGenerator
+
+    width = sizes.convolutions
+    block: dict[str, int] = {"input_size": width, "embed_dim": width, "hidden_size": 3 * width}
+    acoustic = OnePassTTS(
+        num_symbols=148,
+        num_mels=sizes.mels,
+        encoder=ConvNeXtEncoder(num_layers=6, **block),
+        decoder=ConvNeXtEncoder(num_layers=8, **block),
+    )
+    vocoder = HiFiGAN(
+        features=LogMel(
+            sample_rate=RATE, n_fft=1024, hop_length=HOP, num_mels=sizes.mels, power=1.0
+        ),
+        generator=HiFiGANGenerator(
+            num_mels=sizes.mels, channels=sizes.vocoder, upsample_rates=(8, 4),
+            upsample_kernels=(16, 8), block_kind="2", block_kernels=(3, 5, 7),
+            block_dilations=((1, 2), (2, 6), (3, 12)), istft_hop=8,
+        ),
+    ).fold_weight_norm()  # fmt: skip
+    acoustic, vocoder = acoustic.eval().to(device), vocoder.eval().to(device)
+    tokens = torch.randint(1, 148, (1, sizes.symbols)).to(device)
+    lengths = torch.tensor([sizes.symbols], device=device)
+    durations = torch.full((1, sizes.symbols), 5.0, device=device)
+
+    def speak() -> Tensor:
+        with torch.inference_mode():
+            spoken = acoustic.generate(tokens, lengths, durations=durations)
+            waveform: Tensor = vocoder(spoken.mel, spoken.lengths).data
+        return waveform
+
+    return speak
 
 
 def measure_tacotron(bench: Bench, sizes: Sizes) -> Iterator[Measurement]:
