@@ -332,10 +332,15 @@ def _check_rates(model: nn.Module, there: nn.Module, source: str) -> None:
 
 
 def _vocabularies_differ(model: nn.Module, there: nn.Module) -> bool:
-    pieces, pieces_there = (
-        getattr(getattr(m, "tokenizer", None), "pieces", None) for m in (model, there)
-    )
+    pieces, pieces_there = _vocabulary(model), _vocabulary(there)
     return None not in (pieces, pieces_there) and pieces != pieces_there
+
+
+def _vocabulary(model: nn.Module) -> Any:
+    """Give the pieces of a model's tokenizer, or the symbols of its front end."""
+    if hasattr(model, "front_end"):
+        return getattr(model.front_end, "symbols", None)
+    return getattr(getattr(model, "tokenizer", None), "pieces", None)
 
 
 def _labels_differ(model: nn.Module, there: nn.Module) -> bool:

@@ -127,9 +127,10 @@ class Synthesizer(nn.Module):
         return self.features.sample_rate
 
     @property
-    def tokenizer(self) -> Any:
-        """The front end, by the name that other models have for it."""
-        return self.front_end
+    def vocabulary_parts(self) -> list[str]:
+        """What starts fresh where a training goes on with other symbols."""
+        found = self.acoustic.named_modules()
+        return [f"acoustic.{name}" for name, part in found if isinstance(part, nn.Embedding)]
 
     @property
     def voice_names(self) -> list[str]:

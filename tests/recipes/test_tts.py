@@ -194,6 +194,7 @@ def test_a_test_measures_words_and_voices(
         "--output_folder", "run", *TINY, *SMALL["fsdd_tacotron2"],
     ]  # fmt: skip
     run(recipe("tts").TextToSpeech, arguments)
+    _check_fine_tuning(recipe, arguments)
     measured = [
         *arguments, "--spoken_test.recognizer", "recognizer", "--spoken_test.speaker_encoder",
         "encoder", "--test_only",
@@ -205,6 +206,26 @@ def test_a_test_measures_words_and_voices(
         assert {"WER", "CER", "right speaker", "speaker similarity"} <= metrics
     own = {r.metric: r.value for r in results.results["test@recording"]}
     assert own["speaker similarity"] > 0.5
+
+
+def _check_fine_tuning(recipe: Callable[[str], ModuleType], arguments: list[str]) -> None:
+    """A folder is tested as it is, and its training goes on, with other symbols too."""
+    source = ["--init_from", "run/model"]
+    run(
+        recipe("tts").TextToSpeech, [*arguments, *source, "--test_only", "--output_folder", "as_is"]
+    )
+    for metrics in zip(
+        *(
+            RunResults.read(Path(folder, "RESULTS.json")).results["test"]
+            for folder in ("run", "as_is")
+        )
+    ):
+        if metrics[0].metric != "real-time factor":
+            assert metrics[0] == metrics[1]
+    other = ["--front_end.end", "false", "--output_folder", "other"]
+    run(recipe("tts").TextToSpeech, [*arguments, *source, *other])
+    there: Any = speechkit.load("other/model")
+    assert "<end>" not in there.front_end.symbols
 
 
 @pytest.mark.parametrize(
