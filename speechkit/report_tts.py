@@ -79,7 +79,10 @@ def samples(run: Run) -> str:
     """Let the fixed sentences of the last validation be heard."""
     cards = []
     for path in sorted((run.folder / "samples").glob("*.wav")):
-        card = _player(path, f"sentence {int(path.stem) + 1}" if path.stem.isdigit() else path.stem)
+        label = f"sentence {int(path.stem) + 1}" if path.stem.isdigit() else path.stem
+        card = _player(path, label)
+        if path.with_suffix(".npz").exists():
+            card += _picture(path.with_suffix(".npz"), None, f"Mel and alignment of {label}")
         if not run.take(1, len(card)):
             break
         cards.append(f"<div>{card}</div>")
@@ -169,20 +172,20 @@ def _spoken(run: Run, name: str, row: Row) -> str:
     facts = " · ".join(filter(None, (_fact(row, key, form) for key, form in FACTS)))
     shown = f'<p class="label">{facts}</p>' if facts else ""
     if row.get("arrays"):
-        try:
-            arrays = read_arrays(run.folder / str(row["arrays"]))
-        except DataError as error:  # moved since: the page says so and shows the rest
-            shown += f'<p class="label">No picture: {escape(error)}</p>'
-        else:
-            seconds = row.get("duration")
-            figure = speech_figure(
-                arrays.mel,
-                arrays.alignment,
-                arrays.pieces,
-                seconds=float(seconds) if isinstance(seconds, (int, float)) else None,
-            )
-            shown += figure_svg(figure, f"Mel and alignment of {name}, synthesized", wide=True)
+        path = run.folder / str(row["arrays"])
+        shown += _picture(path, row.get("duration"), f"Mel and alignment of {name}, synthesized")
     return shown + _player(run.folder / str(row["estimate"]), f"{name}, synthesized", MAX_SECONDS)
+
+
+def _picture(path: Path, seconds: Any, label: str) -> str:
+    """Draw what a file of arrays holds, over time if the seconds are known."""
+    try:
+        arrays = read_arrays(path)
+    except DataError as error:  # moved since: the page says so and shows the rest
+        return f'<p class="label">No picture: {escape(error)}</p>'
+    known = float(seconds) if isinstance(seconds, (int, float)) else None
+    figure = speech_figure(arrays.mel, arrays.alignment, arrays.pieces, seconds=known)
+    return figure_svg(figure, label, wide=True)
 
 
 def _card(run: Run, name: str, condition: str, row: Row) -> str:

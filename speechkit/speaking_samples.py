@@ -19,6 +19,7 @@ from speechkit.data.mel_files import write_mel
 from speechkit.data.splits import SplitData
 from speechkit.models.synthesizer import Synthesizer
 from speechkit.models.voices import ReferenceVoice
+from speechkit.speaking import write_arrays
 from speechkit.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def show_sentences(
     sentences : sequence of str
         Each in another voice of the table, in turn.
     tracker : Tracker
-        Of the run. Sounds of the last validation are also kept as ``samples/000.wav``.
+        Of the run. What the last validation spoke is also kept: ``samples/000.wav`` and ``.npz``.
     epoch, step : int
         When.
     batch : Batch
@@ -67,7 +68,11 @@ def show_sentences(
         pieces = [piece for part in speech.sentences for piece in part.pieces]
         figure = speech_figure(speech.mel.numpy(), speech.alignment.numpy(), pieces)
         tracker.image(name, figure, step)
-        write_audio(tracker.folder / "samples" / f"{number:03d}.wav", speech.waveform[None], rate)
+        path = tracker.folder / "samples" / f"{number:03d}.wav"
+        write_audio(path, speech.waveform[None], rate)
+        write_arrays(
+            path.with_suffix(".npz"), mel=speech.mel, alignment=speech.alignment, pieces=pieces
+        )
     return {"alignment": float(np.mean(scores)), "stopped": float(np.mean(stopped))}
 
 

@@ -15,7 +15,7 @@ from speechkit.features.spectrum import LogMel
 from speechkit.models.sentences import split_sentences
 from speechkit.models.speech import Sentence, Speech, join, stretch_frames
 from speechkit.models.vocoder import GriffinLim, Vocoder
-from speechkit.models.voices import ReferenceVoice
+from speechkit.models.voices import ReferenceVoice, choose_voice
 from speechkit.models.windows import AudioSource
 from speechkit.nn.acoustic import GeneratedMel
 from speechkit.nn.masking import Padded
@@ -57,6 +57,8 @@ class Synthesizer(nn.Module):
         `VoiceTable` or `ReferenceVoice` (`speechkit.models.voices`); without it there is one voice.
     vocoder : Vocoder, optional
         By default Griffin-Lim. One of another folder can be given to `synthesize`.
+    mel_hash : str, optional
+        As in `speechkit.models.vocoder.Vocoder`: a folder has it, and changed settings are refused.
 
     Raises
     ------
@@ -93,6 +95,7 @@ class Synthesizer(nn.Module):
         norm: nn.Module | None = None,
         voices: nn.Module | None = None,
         vocoder: Vocoder | None = None,
+        mel_hash: str | None = None,
     ) -> None:
         super().__init__()
         model = cast(Any, acoustic)
@@ -119,7 +122,8 @@ class Synthesizer(nn.Module):
         self.norm = norm
         self.voices = voices
         self.vocoder = vocoder
-        self._griffin_lim = GriffinLim(features=features)
+        self._griffin_lim = GriffinLim(features=features, mel_hash=mel_hash)
+        self.mel_hash = self._griffin_lim.mel_hash
 
     @property
     def sample_rate(self) -> int:
@@ -324,7 +328,7 @@ class Synthesizer(nn.Module):
                 parts.append((part, pieces, self.front_end.encode(part)))
         if not parts:
             raise DataError(f"there is nothing to speak in {text[:60]!r}; give some words")
-        speaker = self._speaker(voice, reference, sample_rate)
+        speaker = choose_voice(self.voices, voice, reference, sample_rate)
         chosen = vocoder or self.vocoder or self._griffin_lim
 
         def spoken() -> Iterator[Sentence]:
@@ -332,36 +336,6 @@ class Synthesizer(nn.Module):
                 yield self._speak(part, pieces, tokens, speaker, chosen, speed, seed, options)
 
         return spoken()
-
-    def _speaker(
-        self, voice: str | None, reference: AudioSource | None, sample_rate: int | None
-    ) -> Tensor | None:
-        """Find the vector of the voice that is wanted."""
-        takes_clip = isinstance(self.voices, ReferenceVoice)
-        if reference is not None and not takes_clip:
-            known = f"its voices are {', '.join(self.voice_names[:20])}" if self.voices else (
-                "it has one voice"
-            )  # fmt: skip
-            raise DataError(f"the model does not take the voice of a recording: {known}")
-        if voice is not None and not self.voice_names:
-            raise DataError(
-                f"the model has no voice {voice!r}: "
-                + ("give reference, a recording of someone" if takes_clip else "it has one alone")
-            )
-        if self.voices is None:
-            return None
-        voices = cast(Any, self.voices)
-        with torch.no_grad():
-            if takes_clip:
-                if reference is None:
-                    raise DataError("the model speaks in the voice of a recording: give reference")
-                return cast(Tensor, voices.vector(reference, sample_rate))
-            if voice is None and len(self.voice_names) > 1:
-                raise DataError(
-                    f"the model has {len(self.voice_names)} voices: name one of "
-                    f"{', '.join(self.voice_names[:20])}"
-                )
-            return cast(Tensor, voices.vector(voice or self.voice_names[0]))
 
     @torch.no_grad()
     def _speak(

@@ -172,3 +172,54 @@ class ReferenceVoice(nn.Module):
         embedding = self.encoder.embed(source, sample_rate)
         device = next(self.encoder.parameters()).device
         return F.normalize(embedding, dim=0).unsqueeze(0).to(device)
+
+
+@torch.no_grad()
+def choose_voice(
+    voices: nn.Module | None,
+    voice: str | None = None,
+    reference: AudioSource | None = None,
+    sample_rate: int | None = None,
+) -> Tensor | None:
+    """Give the vector of the voice that somebody asks for.
+
+    Parameters
+    ----------
+    voices : nn.Module, optional
+        `VoiceTable`, `ReferenceVoice`, or None for a model of one voice.
+    voice : str, optional
+        A name of the table; it may be left out where there is one alone.
+    reference : path or Tensor, optional
+        A clip, where voices are those of recordings.
+    sample_rate : int, optional
+        Hz, of a reference that is a tensor.
+
+    Returns
+    -------
+    Tensor or None
+        Shape ``(1, output_size)``; None for a model of one voice.
+
+    Raises
+    ------
+    DataError
+        If the two do not go together, with what would.
+    """
+    names = list(getattr(voices, "names", []))
+    takes_clip = isinstance(voices, ReferenceVoice)
+    if reference is not None and not takes_clip:
+        known = f"its voices are {', '.join(names[:_SHOWN])}" if names else "it has one voice"
+        raise DataError(f"the model does not take the voice of a recording: {known}")
+    if voice is not None and not names:
+        instead = "give reference, a recording of someone" if takes_clip else "it has one alone"
+        raise DataError(f"the model has no voice {voice!r}: {instead}")
+    if isinstance(voices, ReferenceVoice):
+        if reference is None:
+            raise DataError("the model speaks in the voice of a recording: give reference")
+        return voices.vector(reference, sample_rate)
+    if isinstance(voices, VoiceTable):
+        if voice is None and len(names) > 1:
+            raise DataError(
+                f"the model has {len(names)} voices: name one of {', '.join(names[:_SHOWN])}"
+            )
+        return voices.vector(voice or names[0])
+    return None
