@@ -144,6 +144,10 @@ def _model_card(model: nn.Module, config: Mapping[str, Any]) -> str:
         "transcribe": 'model.transcribe("speech.wav").text',
         "separate": 'model.separate("mixture.wav").estimates',
         "score": 'model.score(["A LINE"])',
+        "synthesize": 'model.synthesize("Some words.").waveform  # voice=..., reference=...',
+        "verify": 'model.verify("one.wav", "other.wav")',
+        "classify": 'model.classify("sound.wav").labels',
+        "copy_synthesis": "waveform, lengths = model(mels, frames)  # mels as model.features makes",
         "rates_kbps": "codes = model.encode(waveform).codes  # or: speechkit encode a.wav a.skc",
     }
     use = next((line for name, line in uses.items() if hasattr(model, name)), "model.eval()")

@@ -253,3 +253,8 @@ def test_forward_is_what_items_alone_give() -> None:
     assert torch.allclose(together.mels.data[0, :frames], alone.mels.data[0], atol=1e-5)
     with pytest.raises(ValueError, match="give voice_ids"):
         model(*padded(tokens), *padded(waves))
+
+
+def test_the_folder_says_how_to_speak(tmp_path: Path) -> None:
+    speechkit.save(synthesizer(), tmp_path / "model")
+    assert 'model.synthesize("Some words.")' in (tmp_path / "model/README.md").read_text()
