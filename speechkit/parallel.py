@@ -150,3 +150,14 @@ def no_sync(model: Any) -> AbstractContextManager[None]:
     if hasattr(inner, "set_requires_gradient_sync"):
         return _no_sharded_sync(inner)
     return nullcontext()
+
+
+def wait_for(device: torch.device) -> None:
+    """Let a GPU finish what it was given, so that a time is that of the work.
+
+    Examples
+    --------
+    >>> wait_for(torch.device("cpu"))  # nothing to wait for
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

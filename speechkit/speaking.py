@@ -12,16 +12,18 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechkit.data.audio import read_audio, write_audio
+from speechkit.conditions import by_condition, example_numbers, keep_example, split_name
+from speechkit.data.audio import read_audio, resample
 from speechkit.data.batch import Batch
 from speechkit.data.errors import DataError
 from speechkit.data.manifest import Utterance
 from speechkit.files import atomic_write
 from speechkit.models.synthesizer import Synthesizer
-from speechkit.models.vocoder import GriffinLim, Vocoder
+from speechkit.models.vocoder import GriffinLim, HiFiGAN, Vocoder
 from speechkit.models.voices import VoiceTable
 from speechkit.nn.acoustic import GeneratedMel
 from speechkit.nn.masking import Padded
+from speechkit.parallel import wait_for
 
 if TYPE_CHECKING:
     from speechkit.models.speaker import SpeakerEncoder
@@ -91,6 +93,8 @@ class SpokenTest:
             raise DataError(f"{speaker_encoder}: is no speaker encoder; name the folder of one")
         if self.vocoder is not None and not isinstance(self.vocoder, Vocoder):
             raise DataError(f"{vocoder}: is no vocoder; name the model folder of one")
+        if isinstance(self.vocoder, HiFiGAN):
+            self.vocoder.fold_weight_norm()
         self.num_examples = num_examples
         self.seed = seed
         self._voices: dict[str, Tensor] = {}
@@ -137,8 +141,7 @@ class SpokenTest:
         known : sequence of Utterance
             Recordings of training, by which the voices are known first.
         """
-        first = utterances[: self.num_examples]
-        self._examples.update({utterance.id: number for number, utterance in enumerate(first)})
+        self._examples |= example_numbers(utterances, self.num_examples)
         if self.speaker_encoder is None:
             return
         chosen: dict[str, list[Utterance]] = {}
@@ -177,9 +180,11 @@ class SpokenTest:
         ids = self.voice_ids(model, batch)
         vectors = model.voice_vectors(waveform, lengths, ids)
         vocoder = self._vocoder(model)
+        wait_for(waveform.device)
         started = time.perf_counter()
         made = model.generate(*batch.tokens, speaker=vectors, seed=self.seed)
         spoken = vocoder(made.mel, made.lengths)
+        wait_for(waveform.device)
         yield _Heard(SPOKEN, spoken, made, time.perf_counter() - started)
         yield _Heard(COPY, Padded(vocoder.copy_synthesis(waveform, lengths), lengths))
         if self.recognizer is not None or self.speaker_encoder is not None:
@@ -235,8 +240,6 @@ class SpokenTest:
         """Give each waveform's cosine to its voice, and the largest one to another."""
         if self.speaker_encoder is None or not self._voices:
             return [(None, None)] * len(waveforms)
-        from torchaudio.functional import resample
-
         rate = self.speaker_encoder.sample_rate
         heard = [resample(waveform, sample_rate, rate) for waveform in waveforms]
         # What said nothing at all still has a place in the table.
@@ -257,11 +260,9 @@ class SpokenTest:
         if number is None:
             return {}
         name = split_name(split, heard.condition)
-        path = Path("test", name, "audio", f"{number:03d}.wav")
         size = int(heard.waveforms.lengths[index])
         waveform = heard.waveforms.data[index, :size].float().cpu()
-        write_audio(folder / path, waveform[None], model.sample_rate)
-        row: dict[str, Any] = {"estimate": path.as_posix()}
+        row = keep_example(folder, name, number, waveform[None], model.sample_rate)
         if heard.made is not None:
             arrays = Path("test", name, "arrays", f"{number:03d}.npz")
             frames = int(heard.made.lengths[index])
@@ -278,15 +279,7 @@ class SpokenTest:
     @staticmethod
     def parts(split: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Divide rows by condition."""
-        made: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            made.setdefault(split_name(split, str(row["condition"])), []).append(dict(row))
-        return made
-
-
-def split_name(split: str, condition: str) -> str:
-    """Name a split as a condition of a test: ``test@recording``."""
-    return f"{split}@{condition}" if condition else split
+        return by_condition(split, rows)
 
 
 def plain_words(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechkit import distributed
 from speechkit.data.audio import write_audio
 from speechkit.data.batch import Batch
 from speechkit.data.manifest import Utterance, write_manifest
@@ -30,11 +31,12 @@ def show_sentences(
     sentences: Sequence[str],
     tracker: Tracker,
     *,
-    epoch: int,
     step: int,
     batch: Batch,
 ) -> dict[str, float]:
     """Speak fixed sentences, put sound, mel and alignment into TensorBoard, and judge them.
+
+    All processes of a training speak; rank 0 alone writes.
 
     Parameters
     ----------
@@ -44,10 +46,10 @@ def show_sentences(
         Each in another voice of the table, in turn.
     tracker : Tracker
         Of the run. What the last validation spoke is also kept: ``samples/000.wav`` and ``.npz``.
-    epoch, step : int
+    step : int
         When.
     batch : Batch
-        Whose first recording is the reference of models that take one.
+        Whose longest recording is the reference of models that take one.
 
     Returns
     -------
@@ -62,6 +64,8 @@ def show_sentences(
         speech = model.synthesize(sentence, **_voice(model, number, batch))
         scores.append(speech.alignment_score)
         stopped.append(float(speech.stopped))
+        if not distributed.is_main():
+            continue
         name = f"sentence {number + 1}"
         rate = speech.sample_rate
         tracker.audio(name, speech.waveform.numpy(), rate, step)
@@ -80,7 +84,9 @@ def _voice(model: Synthesizer, number: int, batch: Batch) -> dict[str, Any]:
     """Choose the voice of a sentence."""
     if isinstance(model.voices, ReferenceVoice):
         waveform, lengths = batch.waveform
-        return {"reference": waveform[0, : int(lengths[0])], "sample_rate": model.sample_rate}
+        longest = int(lengths.argmax())  # one of less than half a second is no reference
+        clip = waveform[longest, : int(lengths[longest])]
+        return {"reference": clip, "sample_rate": model.sample_rate}
     names = model.voice_names
     return {"voice": names[number % len(names)]} if names else {}
 
@@ -92,8 +98,9 @@ def export_mels(
     """Write each utterance's mel as the model makes it from the text and the mel before.
 
     That is what a vocoder meets in use, and what it is fine-tuned on (Kong et al. 2020, HiFi-GAN,
-    section 4.4). Each split has a manifest, whose rows are those of the data with ``mel``, a file
-    that `speechkit.data.mel_files.LoadWithMel` reads.
+    section 4.4). Beside each is the audio that it belongs to, as the data's transforms made it
+    (trimmed, say). Each split has a manifest, whose rows are those of the data with that audio and
+    with ``mel``, a file that `speechkit.data.mel_files.LoadWithMel` reads.
 
     Parameters
     ----------
@@ -127,11 +134,27 @@ def export_mels(
             mels: Tensor = output.outputs.mel
             if model.norm is not None:
                 mels = cast(Any, model.norm).restore(mels, output.mels.lengths)
-            for utterance, mel, size in zip(batch.utterance, mels, output.mels.lengths.tolist()):
+            sizes = zip(output.mels.lengths.tolist(), batch.waveform.lengths.tolist())
+            for index, (frames, samples) in enumerate(sizes):
                 path = folder / f"{len(rows):06d}.safetensors"
-                write_mel(path, mel[:size], model.features)
-                rows.append(replace(utterance, extra={**utterance.extra, "mel": str(path)}))
+                write_mel(path, mels[index, :frames], model.features)
+                waveform = batch.waveform.data[index, :samples]
+                rows.append(_with_files(batch.utterance[index], path, waveform, model.sample_rate))
         manifests[split] = out / f"{split}.jsonl"
         write_manifest(manifests[split], rows)
         logger.info("%d mels: %s", len(rows), manifests[split])
     return manifests
+
+
+def _with_files(utterance: Utterance, mel: Path, waveform: Tensor, sample_rate: int) -> Utterance:
+    """Give the row of an utterance with its mel's file, and write the audio beside that."""
+    audio = mel.with_suffix(".wav")
+    write_audio(audio, waveform.float(), sample_rate)
+    return replace(
+        utterance,
+        audio=str(audio),
+        start=0.0,
+        duration=len(waveform) / sample_rate,
+        sample_rate=sample_rate,
+        extra={**utterance.extra, "mel": str(mel)},
+    )

@@ -8,7 +8,6 @@ The YAML says which audio, network, losses and bit rates; this file what a batch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +16,18 @@ from torch import Tensor
 from speechkit import distributed
 from speechkit.codec_files.files import FileCodec
 from speechkit.coding.savings import plain_file_size
-from speechkit.data.audio import write_audio
+from speechkit.conditions import (
+    by_condition,
+    example_numbers,
+    keep_example,
+    quality_row,
+    split_name,
+)
 from speechkit.data.batch import Batch
 from speechkit.data.randomness import item_seed
 from speechkit.gan import GANBrain, Generated
 from speechkit.losses.codec import MultiScaleMelLoss, waveform_l1
-from speechkit.metrics.quality import low_pass, measure
+from speechkit.metrics.quality import low_pass
 from speechkit.metrics.results import Result
 from speechkit.models.codec import Codec, CodecOutput
 from speechkit.nn.quantize import codebook_use, count_codes
@@ -194,29 +199,15 @@ class CodecTraining(GANBrain):
         self, utterance: Any, condition: str, reference: Tensor, estimate: Tensor
     ) -> dict[str, Any]:
         rate = self.codec.sample_rate
-        row = {
-            "id": utterance.id,
-            "condition": condition,
-            **measure(reference, estimate, rate, metrics=self.metrics),
-            "speaker": utterance.speaker,
-            "audio": utterance.audio,
-            "start": utterance.start,
-            "duration": utterance.duration,
-        }
-        names = [u.id for u in self.data.utterances[self.split][: self.num_examples]]  # type: ignore[attr-defined]
-        if utterance.id in names:
-            name = f"{names.index(utterance.id):03d}.wav"
-            path = Path("test", f"{self.split}@{condition}", "audio", name)
-            write_audio(self.folder / path, estimate, rate)
-            row["estimate"] = path.as_posix()
-        return row
+        row = quality_row(utterance, reference, estimate, rate, metrics=self.metrics)
+        examples = example_numbers(self.data.utterances[self.split], self.num_examples)  # type: ignore[attr-defined]
+        split, number = split_name(self.split, condition), examples.get(utterance.id)
+        kept = keep_example(self.folder, split, number, estimate, rate)
+        return {**row, "condition": condition, **kept}
 
     def parts(self, split: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Divide the rows by condition."""
-        made: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            made.setdefault(f"{split}@{row['condition']}", []).append(row)
-        return made
+        return by_condition(split, rows)
 
 
 if __name__ == "__main__":

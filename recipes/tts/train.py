@@ -8,6 +8,7 @@ through. The vocoder is trained by recipes/vocoder; Griffin-Lim stands in until 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from speechkit.brain import Brain
 from speechkit.data.batch import Batch
 from speechkit.metrics.results import Result
 from speechkit.models.synthesizer import Synthesizer, SynthesizerOutput
+from speechkit.models.voices import VoiceTable
 from speechkit.run import run
 from speechkit.speaking import SpokenTest
 from speechkit.speaking_samples import export_mels, show_sentences
@@ -70,6 +72,12 @@ class TextToSpeech(Brain):
         self.export = export
         self._sums: dict[str, list[float]] = {}
 
+    def fit(self) -> None:
+        """Train; a speaker whom the table of voices does not have is found before that."""
+        if isinstance(self.model.voices, VoiceTable):
+            self.model.voices.ids(sorted({str(row.speaker) for row in self.data.train_items}))
+        super().fit()
+
     def compute_forward(self, batch: Batch, stage: Stage) -> SynthesizerOutput:
         """Run the model on texts and recordings of them."""
         pitch = batch.pitch.data if "pitch" in batch else None
@@ -94,11 +102,14 @@ class TextToSpeech(Brain):
     def _means(self, stage: Stage) -> dict[str, float]:
         """Give the means of the losses, and forget them."""
         prefix = f"{stage.name.lower()}/"
-        means = {}
-        for name in [name for name in self._sums if name.startswith(prefix)]:
-            total, count = distributed.all_reduce_sum(torch.tensor(self._sums.pop(name))).tolist()
-            means[name.removeprefix(prefix)] = total / max(1.0, count)
-        return means
+        mine = [(name, self._sums.pop(name)) for name in [*self._sums] if name.startswith(prefix)]
+        totals: dict[str, list[float]] = {}
+        # Gathered: a rank that had no batch of a small split has no names.
+        for name, (total, count) in distributed.gather_objects(mine):
+            sums = totals.setdefault(name.removeprefix(prefix), [0.0, 0.0])
+            sums[0] += total
+            sums[1] += count
+        return {name: total / max(1.0, count) for name, (total, count) in totals.items()}
 
     def task_state(self) -> dict[str, Any]:
         """Keep the sums of a running epoch."""
@@ -116,11 +127,12 @@ class TextToSpeech(Brain):
         """Give each loss, and how well the sentences were spoken, which can be heard."""
         numbers = self._means(Stage.VALID)
         if self.sentences:
-            position = self.position
-            numbers |= show_sentences(
-                self.model, self.sentences, self.tracker, epoch=position.epoch + 1,
-                step=position.step, batch=next(iter(self.data.eval_loader("valid"))),
-            )  # fmt: skip
+            batch = next(iter(self.data.eval_loader("valid")))
+            ema = self.updater.ema
+            with ema.applied() if ema is not None else contextlib.nullcontext():
+                numbers |= show_sentences(
+                    self.model, self.sentences, self.tracker, step=self.position.step, batch=batch
+                )
         return numbers
 
     def evaluate(

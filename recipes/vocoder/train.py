@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from speechkit.data.audio import write_audio
+from speechkit.conditions import (
+    by_condition,
+    example_numbers,
+    keep_example,
+    quality_row,
+    split_name,
+)
 from speechkit.data.batch import Batch
 from speechkit.gan import GANBrain, Generated
 from speechkit.losses.vocoder import MultiResolutionSTFTLoss
-from speechkit.metrics.quality import measure
 from speechkit.models.vocoder import GriffinLim, Vocoder
 from speechkit.nn.masking import Padded, mask_padding
+from speechkit.parallel import wait_for
 from speechkit.run import run
 from speechkit.training import Stage
 
@@ -128,46 +133,27 @@ class VocoderTraining(GANBrain):
         target, lengths = batch.waveform
         mels = self.mels(batch)
         for name, vocoder in (("vocoder", self.vocoder), ("griffin-lim", self.griffin_lim)):
-            self._wait()
+            wait_for(self.device)
             start = time.perf_counter()
             made = vocoder(*mels).data
-            self._wait()
+            wait_for(self.device)
             elapsed = time.perf_counter() - start
             yield Condition(name, mask_padding(made[:, : target.shape[1]], lengths), elapsed)
         yield Condition("recording", target)
-
-    def _wait(self) -> None:
-        """Let a GPU finish, so that times are those of the work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _row(
         self, utterance: Any, condition: str, reference: Tensor, estimate: Tensor
     ) -> dict[str, Any]:
         rate = self.vocoder.sample_rate
-        row = {
-            "id": utterance.id,
-            "vocoder": condition,
-            **measure(reference[None], estimate[None], rate, metrics=self.metrics),
-            "speaker": utterance.speaker,
-            "audio": utterance.audio,
-            "start": utterance.start,
-            "duration": utterance.duration,
-        }
-        names = [u.id for u in self.data.utterances[self.split][: self.num_examples]]  # type: ignore[attr-defined]
-        if utterance.id in names:
-            name = f"{names.index(utterance.id):03d}.wav"
-            path = Path("test", f"{self.split}@{condition}", "audio", name)
-            write_audio(self.folder / path, estimate, rate)
-            row["estimate"] = path.as_posix()
-        return row
+        row = quality_row(utterance, reference[None], estimate[None], rate, metrics=self.metrics)
+        examples = example_numbers(self.data.utterances[self.split], self.num_examples)  # type: ignore[attr-defined]
+        split, number = split_name(self.split, condition), examples.get(utterance.id)
+        kept = keep_example(self.folder, split, number, estimate[None], rate)
+        return {**row, "vocoder": condition, **kept}
 
     def parts(self, split: str, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Divide the rows by condition."""
-        made: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            made.setdefault(f"{split}@{row['vocoder']}", []).append(row)
-        return made
+        return by_condition(split, rows, "vocoder")
 
 
 if __name__ == "__main__":

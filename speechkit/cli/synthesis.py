@@ -54,11 +54,12 @@ def add_commands(add: Add) -> None:
 
 def _synthesize(options: argparse.Namespace) -> int:
     from speechkit.data.audio import write_audio
-    from speechkit.models.speech import Speech, join
+    from speechkit.models.speech import Speech, check_pause, join
     from speechkit.parallel import check_device
     from speechkit.tracking import progress_bar
 
     text = _text(options)
+    check_pause(options.pause)
     model = _open(options.model, check_device(options.device))
     vocoder = _open_vocoder(options)
     sentences: list[Sentence] = []
@@ -89,8 +90,6 @@ def _pipe(
 
     from speechkit.data.wav_stream import WavWriterStream
 
-    if pause < 0:
-        raise ValueError(f"pause must not be negative, got {pause}")
     if sys.stdout.isatty():
         raise UsageError("standard output is a terminal: give --out the name of a file")
     writer = None
@@ -129,7 +128,7 @@ def _open(folder: str, device: str) -> Synthesizer:
 
 
 def _open_vocoder(options: argparse.Namespace) -> Vocoder | None:
-    from speechkit.models.vocoder import Vocoder
+    from speechkit.models.vocoder import HiFiGAN, Vocoder
 
     if options.vocoder is None:
         return None
@@ -139,6 +138,8 @@ def _open_vocoder(options: argparse.Namespace) -> Vocoder | None:
             f"{options.vocoder}: holds a {type(model).__name__}, which is no vocoder; give the "
             "folder of one (recipes/vocoder)"
         )
+    if isinstance(model, HiFiGAN):
+        model.fold_weight_norm()
     return model
 
 

@@ -142,7 +142,12 @@ def _clips(folder: Path, genders: Mapping[str, str], problems: list[str]) -> lis
 
 
 def _read(path: Path) -> str:
-    return " ".join(path.read_text(encoding="utf-8").split())
+    try:
+        return " ".join(path.read_text(encoding="utf-8").split())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}); convert the file"
+        ) from error
 
 
 def _genders(corpus: Path) -> dict[str, str]:

@@ -80,9 +80,15 @@ def _read_folder(root: Path, problems: list[str]) -> list[Clip]:
     table = root / "metadata.csv"
     if not table.is_file():
         raise DataError(f"{table}: no such file. {_LAYOUT}; ljspeech.download fetches the corpus")
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{table}: not text in UTF-8 ({error.reason} at byte {error.start}); convert the file"
+        ) from error
     clips: list[Clip] = []
     # Quotes are quotes here, whatever a CSV reader would make of them.
-    for number, line in enumerate(table.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         where = f"{table}, row {number}"
         fields = [field.strip() for field in line.strip().split("|")]
         if fields == [""]:

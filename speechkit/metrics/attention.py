@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from speechkit.metrics.alignment import attention_diagonality
-from speechkit.nn.masking import length_mask
 
 MIN_SHARE = 0.05
 """A symbol is skipped whose weights in its turn sum to less than this share of ``T / U``."""
@@ -313,65 +312,3 @@ def alignment_diagonality(alignment: Tensor, lengths: Tensor, token_lengths: Ten
     0.98
     """
     return attention_diagonality(alignment.transpose(1, 2), token_lengths, lengths)
-
-
-def alignment_focus(alignment: Tensor, lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """Give the mean over frames of the largest weight: the focus rate of Ren et al. (2019).
-
-    "FastSpeech: fast, robust and controllable text to speech", section 3.3.
-
-    Parameters
-    ----------
-    alignment : Tensor
-        Shape ``(B, T, U)``.
-    lengths, token_lengths : Tensor
-        Shape ``(B,)``: valid frames and symbols.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(B,)``, in [0, 1]; NaN for an item without frames.
-
-    Examples
-    --------
-    >>> flat = torch.full((1, 6, 4), 0.25)
-    >>> alignment_focus(flat, torch.tensor([6]), torch.tensor([4])).tolist()
-    [0.25]
-    """
-    weights = _masked(alignment, lengths, token_lengths)
-    return weights.amax(dim=2).sum(dim=1) / lengths
-
-
-def alignment_coverage(alignment: Tensor, lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """Give the share of the symbols that were not skipped, each by itself, as `check_alignment`.
-
-    It goes through the frames on the CPU, one item after the other.
-
-    Parameters
-    ----------
-    alignment : Tensor
-        Shape ``(B, T, U)``.
-    lengths, token_lengths : Tensor
-        Shape ``(B,)``: valid frames and symbols, of which each item has at least one.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(B,)``, in [0, 1]; 0 without frames.
-
-    Examples
-    --------
-    >>> half = torch.eye(4)[:2].unsqueeze(0)
-    >>> alignment_coverage(half, torch.tensor([2]), torch.tensor([4])).tolist()
-    [0.5]
-    """
-    sizes = zip(lengths.tolist(), token_lengths.tolist())
-    shares = [check_alignment(item, *size).coverage for item, size in zip(alignment.cpu(), sizes)]
-    return torch.tensor(shares, device=alignment.device)
-
-
-def _masked(alignment: Tensor, lengths: Tensor, token_lengths: Tensor) -> Tensor:
-    """Give the weights in float32, with zeros in the padding of both axes."""
-    frames = length_mask(lengths, alignment.shape[1]).unsqueeze(2)
-    symbols = length_mask(token_lengths, alignment.shape[2]).unsqueeze(1)
-    return alignment.float().masked_fill(~(frames & symbols), 0.0)

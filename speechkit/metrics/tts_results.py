@@ -66,8 +66,9 @@ def spoken_row(
     dict
         What JSON can hold: ``id, reference, duration`` (seconds of speech), and of the rest
         ``hypothesis, voice, similarity, other_similarity, stopped, work_seconds, alignment_score,
-        problems, mcd, f0_rmse_cents, voicing_error, duration_ratio``. ``notes`` says why distances
-        from the recording are missing: one of the two is silent, or nothing is voiced.
+        diagonality, problems, mcd, f0_rmse_cents, voicing_error, duration_ratio``. ``notes`` says
+        why distances from the recording are missing: one of the two is silent, or nothing is
+        voiced.
 
     Raises
     ------
@@ -97,6 +98,8 @@ def spoken_row(
     if alignment is not None:
         report = check_alignment(alignment, *alignment.shape)
         row |= {"alignment_score": report.score, "problems": report.problems(pieces)}
+        if not math.isnan(report.diagonality):  # of one symbol there is none
+            row["diagonality"] = report.diagonality
     if recording is not None:
         row |= _distances(waveform, recording, sample_rate)
     return {key: value for key, value in row.items() if value is not None}
@@ -116,6 +119,7 @@ _MEANS = (
     ("speaker similarity", "similarity", ""),
     ("similarity to others", "other_similarity", ""),
     ("alignment score", "alignment_score", ""),
+    ("attention diagonality", "diagonality", ""),
     ("MCD", "mcd", "dB"),
     ("F0 RMSE", "f0_rmse_cents", "cents"),
     ("voicing error", "voicing_error", "%"),

@@ -6,16 +6,18 @@ import re
 
 _END = re.compile(r"(?<=[.!?…;:])[\"')\]”’]*\s+|\n{2,}")
 _SHORTENED = re.compile(
-    r"(?:^|[\s(\"'])(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|no|nos|vol|fig|p|pp|e\.g|i\.e|[a-z])\.$",
+    r"(?:^|[\s(\"'])(?:mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|e\.g|i\.e|[a-z])\.$",
     re.IGNORECASE,
 )
+_NUMBERED = re.compile(r"(?:^|[\s(\"'])(?:no|nos|vol|fig|pp)\.$", re.IGNORECASE)
 _WEAK = re.compile(r"(?<=[,–—])\s+|\s+(?=[(–—])")
 
 
 def split_sentences(text: str, *, max_characters: int = 250) -> list[str]:
     """Cut text at the ends of its sentences; a longer one at commas, else between words.
 
-    A point after "Mr." and its like, or after a single letter, ends nothing.
+    A point after "Mr." and its like, a single letter, or "No." and its like before a number ends
+    nothing.
 
     Parameters
     ----------
@@ -45,7 +47,10 @@ def split_sentences(text: str, *, max_characters: int = 250) -> list[str]:
     start = 0
     for match in _END.finditer(text):
         head = text[start : match.start()]
-        if match.group().startswith("\n\n") or not _SHORTENED.search(head):
+        goes_on = _SHORTENED.search(head) or (
+            _NUMBERED.search(head) and text[match.end() : match.end() + 1].isdigit()
+        )
+        if match.group().startswith("\n\n") or not goes_on:
             sentences.append(text[start : match.end()])
             start = match.end()
     sentences.append(text[start:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechkit.nn.masking import Padded
+from speechkit.nn.acoustic import GeneratedMel
+from speechkit.nn.masking import Padded, mask_padding
 
 if TYPE_CHECKING:
     from speechkit.metrics.attention import AlignmentReport
@@ -97,16 +99,27 @@ class Speech:
         return [f"{s.text[:60]!r}: {problem}" for s in self.sentences for problem in s.problems]
 
 
+def check_pause(pause: float) -> None:
+    """Refuse a pause between sentences that cannot be.
+
+    Raises
+    ------
+    ValueError
+        If it is negative or not finite.
+    """
+    if not 0.0 <= pause < math.inf:
+        raise ValueError(f"pause must not be negative, infinite or NaN, got {pause}")
+
+
 def join(sentences: Sequence[Sentence], sample_rate: int, pause: float) -> Tensor:
     """Join sentences ``(N,)`` with pauses of so many seconds between them.
 
     Raises
     ------
     ValueError
-        If the pause is negative.
+        If the pause is negative or not finite.
     """
-    if pause < 0:
-        raise ValueError(f"pause must not be negative, got {pause}")
+    check_pause(pause)
     gap = torch.zeros(round(pause * sample_rate))
     parts = [part for sentence in sentences for part in (gap, sentence.waveform)]
     return torch.cat(parts[1:])
@@ -127,3 +140,23 @@ def stretch_frames(mel: Tensor, lengths: Tensor, factor: float) -> Padded:
         frames = item[:old].T.unsqueeze(0)
         row[:new] = F.interpolate(frames, size=new, mode="linear", align_corners=True)[0].T
     return Padded(out, sizes)
+
+
+def cut_frames(spoken: GeneratedMel, limits: Tensor) -> GeneratedMel:
+    """Cut items at limits of their own, ``(B,)``: one that never ends is what it is alone.
+
+    Examples
+    --------
+    >>> mel, alignment = torch.ones(2, 5, 3), torch.ones(2, 5, 1)
+    >>> spoken = GeneratedMel(mel, torch.tensor([5, 5]), alignment, torch.tensor([True, True]))
+    >>> cut = cut_frames(spoken, torch.tensor([9, 2]))
+    >>> cut.lengths.tolist(), cut.stopped.tolist(), cut.mel[1].sum().item()
+    ([5, 2], [True, False], 6.0)
+    """
+    lengths = torch.minimum(spoken.lengths, limits)
+    return GeneratedMel(
+        mel=mask_padding(spoken.mel, lengths),
+        lengths=lengths,
+        alignment=mask_padding(spoken.alignment, lengths),
+        stopped=spoken.stopped & (spoken.lengths <= limits),
+    )

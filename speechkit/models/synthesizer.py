@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -13,7 +14,7 @@ from speechkit.data.errors import DataError
 from speechkit.features.mel_settings import check_same_mel
 from speechkit.features.spectrum import LogMel
 from speechkit.models.sentences import split_sentences
-from speechkit.models.speech import Sentence, Speech, join, stretch_frames
+from speechkit.models.speech import Sentence, Speech, check_pause, cut_frames, join, stretch_frames
 from speechkit.models.vocoder import GriffinLim, Vocoder
 from speechkit.models.voices import ReferenceVoice, choose_voice
 from speechkit.models.windows import AudioSource
@@ -22,6 +23,7 @@ from speechkit.nn.masking import Padded
 
 _SPEED = (0.25, 4.0)
 _FRAMES_PER_SYMBOL = 40
+_UNSAID = ("P", "Z", "Sm", "Sk", "Cc", "Cf")  # of Unicode: marks, spaces, signs that make lines
 _GIVEN = ("tokens", "token_lengths", "speaker", "seed", "speed")
 
 
@@ -56,7 +58,8 @@ class Synthesizer(nn.Module):
     voices : nn.Module, optional
         `VoiceTable` or `ReferenceVoice` (`speechkit.models.voices`); without it there is one voice.
     vocoder : Vocoder, optional
-        By default Griffin-Lim. One of another folder can be given to `synthesize`.
+        By default Griffin-Lim. It does not train with the model. One of another folder can be given
+        to `synthesize`.
     mel_hash : str, optional
         As in `speechkit.models.vocoder.Vocoder`: a folder has it, and changed settings are refused.
 
@@ -116,6 +119,7 @@ class Synthesizer(nn.Module):
             )
         if vocoder is not None:
             check_same_mel(features, vocoder.features)
+            vocoder.requires_grad_(False)  # training goes without it
         self.front_end = front_end
         self.acoustic = acoustic
         self.features = features
@@ -229,10 +233,16 @@ class Synthesizer(nn.Module):
                 f"{type(model).__name__} has no option {', '.join(sorted(unknown))} of synthesis; "
                 f"it has {', '.join(name for name in known if name not in _GIVEN)}"
             )
-        options.setdefault("max_frames", _FRAMES_PER_SYMBOL * tokens.shape[1] + 200)
+        limits = _FRAMES_PER_SYMBOL * token_lengths + 200
+        if "speed" in known:  # in its own frames, of which slow speech has more
+            limits = (limits / min(max(speed, _SPEED[0]), 1.0)).round().long()
+        if "max_frames" in options:
+            limits = torch.full_like(limits, options["max_frames"])
+        options["max_frames"] = int(limits.max())
         drawn = {"seed": seed, "speed": speed}
         options |= {name: value for name, value in drawn.items() if name in known}
         spoken: GeneratedMel = model.generate(tokens, token_lengths, speaker=speaker, **options)
+        spoken = cut_frames(spoken, limits)
         mel, lengths = spoken.mel, spoken.lengths
         if "speed" not in known and speed != 1.0:
             mel, lengths = stretch_frames(mel, lengths, 1.0 / speed)
@@ -292,6 +302,7 @@ class Synthesizer(nn.Module):
         ValueError
             For numbers that cannot be, or a vocoder made for other mels.
         """
+        check_pause(pause)  # before minutes of work
         sentences = tuple(
             self.stream(
                 text, voice=voice, reference=reference, sample_rate=sample_rate, speed=speed,
@@ -323,7 +334,8 @@ class Synthesizer(nn.Module):
         # is not found after minutes.
         parts = []
         for part in split_sentences(text, max_characters=max_characters):
-            if any(character.isalnum() for character in part):
+            # A line of dots says nothing; an emoji alone is for the front end to name.
+            if not all(unicodedata.category(character).startswith(_UNSAID) for character in part):
                 pieces = self.front_end.pieces(part)
                 parts.append((part, pieces, self.front_end.encode(part)))
         if not parts:

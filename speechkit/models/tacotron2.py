@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechkit.nn.acoustic import GeneratedMel, check_speaker
+from speechkit.nn.acoustic_checks import check_symbols
 from speechkit.nn.masking import mask_padding
 from speechkit.nn.tacotron import PostNet, TacotronEncoder, TacotronOutput
 from speechkit.nn.tacotron_decoder import TacotronDecoder
@@ -260,6 +261,7 @@ class Tacotron2(nn.Module):
 
     def _memory(self, tokens: Tensor, lengths: Tensor, speaker: Tensor | None) -> Tensor:
         """Encode symbols ``(B, U)`` and put the voice beside them: ``(B, U, memory_size)``."""
+        check_symbols(tokens, lengths, self.num_symbols)
         check_speaker(speaker, self.speaker_size, len(tokens))
         memory: Tensor = self.encoder(tokens, lengths).data
         if speaker is None:

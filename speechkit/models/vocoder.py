@@ -44,7 +44,7 @@ class Vocoder(nn.Module):
         found = hash_of(features)
         if mel_hash not in (None, found):
             raise ValueError(
-                f"the vocoder was made for mels of hash {mel_hash}, but its features have {found}: "
+                f"the model was made for mels of hash {mel_hash}, but its features have {found}: "
                 "its settings were changed; use those that it was trained with"
             )
         self.features = features
@@ -188,9 +188,9 @@ class GriffinLim(Vocoder):
         # N samples have N // hop + 1 frames, and the transform mirrors half a window at the ends.
         least = features.n_fft // 2 // self.hop_length + 3
         more = max(frames + 1, least) - frames
-        magnitudes = self.magnitudes(torch.cat([mel, mel[-1:].expand(more, -1)]).float())
         devices = [mel.device] if mel.is_cuda else []
         with torch.random.fork_rng(devices=devices), torch.autocast(mel.device.type, enabled=False):
+            magnitudes = self.magnitudes(torch.cat([mel, mel[-1:].expand(more, -1)]).float())
             torch.manual_seed(self.seed)
             waveform: Tensor = griffinlim(
                 magnitudes.T,

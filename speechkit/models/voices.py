@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from speechkit.data.errors import DataError
 from speechkit.models.windows import AudioSource
 from speechkit.names import nearest
+from speechkit.nn.masking import mask_padding
 
 if TYPE_CHECKING:
     from speechkit.models.speaker import SpeakerEncoder
@@ -154,11 +155,14 @@ class ReferenceVoice(nn.Module):
     @torch.no_grad()
     def forward(self, waveform: Tensor, lengths: Tensor) -> Tensor:
         """Give the vectors ``(B, output_size)`` of waveforms ``(B, T)`` at ``sample_rate``."""
-        from torchaudio.functional import resample
+        from speechkit.data.audio import resample
 
         rate = self.encoder.sample_rate
-        heard = resample(waveform, self.sample_rate, rate)
-        sizes = torch.div(lengths * rate, self.sample_rate, rounding_mode="floor").clamp(min=1)
+        # Not under autocast: bfloat16 samples are noisy, and a clip given for synthesis has none.
+        with torch.autocast(waveform.device.type, enabled=False):
+            heard = resample(mask_padding(waveform.float(), lengths), self.sample_rate, rate)
+        sizes = torch.div(lengths * rate, self.sample_rate, rounding_mode="floor")
+        sizes = sizes.clamp(1, heard.shape[1])
         return F.normalize(self.encoder(heard, sizes).float(), dim=1)
 
     def vector(self, source: AudioSource, sample_rate: int | None = None) -> Tensor:

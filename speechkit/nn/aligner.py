@@ -105,10 +105,11 @@ class Aligner(nn.Module):
         """
         keys = _points(self.keys, mask_padding(symbols, token_lengths)).float()
         queries = _points(self.queries, mask_padding(mels, mel_lengths)).float()
+        # A distance is the difference of two large numbers: autocast would leave little of it.
+        with torch.autocast(keys.device.type, enabled=False):
+            products = torch.matmul(queries, keys.transpose(1, 2))
         # |q|^2 is the same for all symbols of a frame: the softmax does not see it.
-        distance = keys.square().sum(dim=2).unsqueeze(1) - 2 * torch.matmul(
-            queries, keys.transpose(1, 2)
-        )
+        distance = keys.square().sum(dim=2).unsqueeze(1) - 2 * products
         scores = distance * (-self.log_scale.exp() / self.attention_size)
         if self.prior_scale is not None:
             scores = scores + beta_binomial_prior(

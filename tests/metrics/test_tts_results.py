@@ -36,7 +36,8 @@ def test_a_row_of_everything() -> None:
     assert made == {
         "id": "a", "reference": "one two", "duration": 0.5, "hypothesis": "one too", "voice": "jo",
         "similarity": 0.5, "other_similarity": 0.25, "stopped": True, "work_seconds": 0.25,
-        "alignment_score": made["alignment_score"], "problems": ["skipped: symbols 4 to 5 ('ef')"],
+        "alignment_score": made["alignment_score"], "diagonality": 1.0,
+        "problems": ["skipped: symbols 4 to 5 ('ef')"],
         **distances,
     }  # fmt: skip
     assert made["alignment_score"] == pytest.approx(4 / 6)
