@@ -54,7 +54,7 @@ def show_sentences(
     Returns
     -------
     dict
-        ``alignment``, the mean score of the alignments, and ``stopped``, the share of sentences
+        ``alignment_score``, the mean score of the alignments, and ``stopped``, the share of sentences
         that ended by themselves.
     """
     from speechkit.plots_speech import speech_figure
@@ -77,7 +77,7 @@ def show_sentences(
         write_arrays(
             path.with_suffix(".npz"), mel=speech.mel, alignment=speech.alignment, pieces=pieces
         )
-    return {"alignment": float(np.mean(scores)), "stopped": float(np.mean(stopped))}
+    return {"alignment_score": float(np.mean(scores)), "stopped": float(np.mean(stopped))}
 
 
 def _voice(model: Synthesizer, number: int, batch: Batch) -> dict[str, Any]:
