@@ -183,9 +183,16 @@ def arguments(
 
 def test_every_yaml_has_a_test() -> None:
     tasks = {path.parents[1].name for path in YAMLS}
-    assert tasks == {"asr", "classification", "codec", "lm", "separation", "speaker"}, (
-        "a new task needs a test like these"
-    )
+    assert tasks == {
+        "asr",
+        "classification",
+        "codec",
+        "lm",
+        "separation",
+        "speaker",
+        "tts",
+        "vocoder",
+    }, "a new task needs a test like these"
 
 
 @pytest.mark.parametrize("yaml", of_task("asr"))

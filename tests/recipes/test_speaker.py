@@ -51,8 +51,9 @@ TINY_XVECTOR = [
     "--model.encoder.channels", "[8, 8, 8, 8, 12]", "--model.pooling.input_size", "12",
     "--model.projection.input_size", "24",
 ]  # fmt: skip
+TINY_NORM = ["--model.norm.num_features", "20"]
 SMALL: dict[str, list[str]] = {
-    "librispeech_ecapa_small": TINY_ECAPA,
+    "librispeech_ecapa_small": [*TINY_ECAPA, *TINY_NORM],
     "librispeech_xvector_small": TINY_XVECTOR,
     "voxceleb_ecapa": TINY_ECAPA,
     "voxceleb_xvector": TINY_XVECTOR,
