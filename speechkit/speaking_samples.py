@@ -54,7 +54,7 @@ def show_sentences(
     Returns
     -------
     dict
-        ``alignment_score``, the mean score of the alignments, and ``stopped``, the share of sentences
+        ``alignment_score``, the mean of the alignments', and ``stopped``, the share of sentences
         that ended by themselves.
     """
     from speechkit.plots_speech import speech_figure
