@@ -19,7 +19,7 @@ from speechkit.data.errors import DataError
 from speechkit.data.manifest import Utterance
 from speechkit.files import atomic_write
 from speechkit.models.synthesizer import Synthesizer
-from speechkit.models.vocoder import GriffinLim, HiFiGAN, Vocoder
+from speechkit.models.vocoder import HiFiGAN, Vocoder
 from speechkit.models.voices import VoiceTable
 from speechkit.nn.acoustic import GeneratedMel
 from speechkit.nn.masking import Padded
@@ -165,13 +165,15 @@ class SpokenTest:
     ) -> list[dict[str, Any]]:
         """Speak a batch, and give a row for each utterance and condition."""
         speakers = [str(utterance.speaker) for utterance in batch.utterance]
+        texts = [plain_words(model.front_end.normalize(text)) for text in batch.text]
+        pieces = [model.front_end.pieces(text) for text in batch.text]
         rows = []
         for heard in self._conditions(model, batch):
             voices = speakers if heard.made is None else self.voice_names(model, batch)
-            found = self._measure(model, batch, heard, voices)
+            found = self._measure(model, batch, heard, voices, texts, pieces)
             for index, row in enumerate(found):
                 row["condition"] = heard.condition
-                row.update(self._example(model, batch, heard, index, folder, split))
+                row.update(self._example(model, batch, heard, index, folder, split, pieces[index]))
             rows += found
         return rows
 
@@ -191,11 +193,17 @@ class SpokenTest:
             yield _Heard(RECORDING, Padded(waveform, lengths))
 
     def _vocoder(self, model: Synthesizer) -> Vocoder:
-        chosen = self.vocoder or model.vocoder or GriffinLim(features=model.features)
+        chosen = self.vocoder or model.own_vocoder
         return chosen.to(next(model.parameters()).device).eval()
 
     def _measure(
-        self, model: Synthesizer, batch: Batch, heard: _Heard, voices: Sequence[str]
+        self,
+        model: Synthesizer,
+        batch: Batch,
+        heard: _Heard,
+        voices: Sequence[str],
+        texts: Sequence[str],
+        pieces: Sequence[Sequence[str]],
     ) -> list[dict[str, Any]]:
         from speechkit.metrics.tts_results import spoken_row
 
@@ -210,14 +218,13 @@ class SpokenTest:
         for index, utterance in enumerate(batch.utterance):
             own = str(utterance.speaker) == voices[index]
             made = heard.made
-            pieces = model.front_end.pieces(batch.text[index])
             alignment = None
             if made is not None:
-                alignment = _own_alignment(made, index, len(pieces))
+                alignment = _own_alignment(made, index, len(pieces[index]))
             rows.append(
                 spoken_row(
                     id=utterance.id,
-                    text=plain_words(model.front_end.normalize(batch.text[index])),
+                    text=texts[index],
                     waveform=waveforms[index],
                     # A voice that is not the recording's says nothing about distances to it.
                     recording=recordings[index] if own and heard.condition != RECORDING else None,
@@ -227,7 +234,7 @@ class SpokenTest:
                     other_similarity=similar[index][1],
                     stopped=None if made is None else bool(made.stopped[index]),
                     alignment=alignment,
-                    pieces=pieces,
+                    pieces=pieces[index],
                     voice=voices[index],
                     work_seconds=heard.work_seconds_of(index),
                 )
@@ -253,7 +260,14 @@ class SpokenTest:
         return result
 
     def _example(
-        self, model: Synthesizer, batch: Batch, heard: _Heard, index: int, folder: Path, split: str
+        self,
+        model: Synthesizer,
+        batch: Batch,
+        heard: _Heard,
+        index: int,
+        folder: Path,
+        split: str,
+        pieces: Sequence[str],
     ) -> dict[str, Any]:
         """Keep the sound of the first utterances of a split, and what it was made of."""
         number = self._examples.get(batch.ids[index])
@@ -266,7 +280,6 @@ class SpokenTest:
         if heard.made is not None:
             arrays = Path("test", name, "arrays", f"{number:03d}.npz")
             frames = int(heard.made.lengths[index])
-            pieces = model.front_end.pieces(batch.text[index])
             write_arrays(
                 folder / arrays,
                 mel=heard.made.mel[index, :frames],

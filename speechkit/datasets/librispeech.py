@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from speechkit.data.audio import audio_info
-from speechkit.data.manifest import DataError, Utterance, read_manifest, write_manifest
+from speechkit.data.manifest import DataError, Utterance
 from speechkit.datasets import preparation
 from speechkit.datasets.download import extract, fetch
 
@@ -107,15 +107,9 @@ def prepare_splits(
     DataError
         As `prepare`.
     """
-    out = Path(out).absolute()
-    wanted = sorted({subset for subsets in splits.values() for subset in subsets})
-    manifests = prepare(root, out / "subsets", subsets=wanted)
-    rows = {subset: read_manifest(path) for subset, path in manifests.items()}
-    written = {}
-    for split, subsets in splits.items():
-        written[split] = out / f"{split}.jsonl"
-        write_manifest(written[split], [row for subset in subsets for row in rows[subset]])
-    return written
+    return preparation.join_subsets(
+        lambda out, subsets: prepare(root, out, subsets=subsets), out, splits
+    )
 
 
 def _find_corpus(root: Path) -> Path:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from speechkit.data.manifest import DataError, read_manifest, write_manifest
+from speechkit.data.manifest import DataError
+from speechkit.datasets import preparation
 from speechkit.datasets.spoken_texts import Clip, prepare_clips
 
 _LAYOUT = (
@@ -105,15 +106,9 @@ def prepare_splits(
     DataError
         As `prepare`.
     """
-    out = Path(out).absolute()
-    wanted = sorted({subset for subsets in splits.values() for subset in subsets})
-    manifests = prepare(root, out / "subsets", subsets=wanted)
-    rows = {subset: read_manifest(path) for subset, path in manifests.items()}
-    written = {}
-    for split, subsets in splits.items():
-        written[split] = out / f"{split}.jsonl"
-        write_manifest(written[split], [row for subset in subsets for row in rows[subset]])
-    return written
+    return preparation.join_subsets(
+        lambda out, subsets: prepare(root, out, subsets=subsets), out, splits
+    )
 
 
 def _clips(folder: Path, genders: Mapping[str, str], problems: list[str]) -> list[Clip]:

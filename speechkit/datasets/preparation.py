@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from speechkit.data.errors import DataError, listing
-from speechkit.data.manifest import Utterance, write_manifest
+from speechkit.data.manifest import Utterance, read_manifest, write_manifest
 from speechkit.files import atomic_write, file_digest
 
 
@@ -148,3 +149,35 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def join_subsets(
+    prepare: Callable[[Path, Sequence[str]], Mapping[str, Path]],
+    out: str | os.PathLike[str],
+    splits: Mapping[str, Sequence[str]],
+) -> dict[str, Path]:
+    """Write one manifest a split, each of one or several of a corpus's subsets.
+
+    Parameters
+    ----------
+    prepare : callable
+        Takes a folder and names of subsets, and writes their manifests there.
+    out : path
+        Where ``<split>.jsonl`` goes; the subsets' own manifests go to ``subsets/`` in it.
+    splits : mapping of str to sequence of str
+        Split to subsets.
+
+    Returns
+    -------
+    dict
+        Split to manifest.
+    """
+    out = Path(out).absolute()
+    wanted = sorted({subset for subsets in splits.values() for subset in subsets})
+    manifests = prepare(out / "subsets", wanted)
+    rows = {subset: read_manifest(path) for subset, path in manifests.items()}
+    written = {}
+    for split, subsets in splits.items():
+        written[split] = out / f"{split}.jsonl"
+        write_manifest(written[split], [row for subset in subsets for row in rows[subset]])
+    return written

@@ -141,6 +141,11 @@ class Synthesizer(nn.Module):
         return [f"acoustic.{name}" for name, part in found if isinstance(part, nn.Embedding)]
 
     @property
+    def own_vocoder(self) -> Vocoder:
+        """The vocoder that it was given, else Griffin-Lim."""
+        return self.vocoder or self._griffin_lim
+
+    @property
     def voice_names(self) -> list[str]:
         """The voices of the table; none where there is no table."""
         return list(getattr(self.voices, "names", []))
@@ -341,7 +346,7 @@ class Synthesizer(nn.Module):
         if not parts:
             raise DataError(f"there is nothing to speak in {text[:60]!r}; give some words")
         speaker = choose_voice(self.voices, voice, reference, sample_rate)
-        chosen = vocoder or self.vocoder or self._griffin_lim
+        chosen = vocoder or self.own_vocoder
 
         def spoken() -> Iterator[Sentence]:
             for part, pieces, tokens in parts:
