@@ -36,6 +36,7 @@ JUDGED = [
 CLIPS = ["--prepare.valid", "0.2", "--prepare.test", "0.3"]
 SMALL = {
     "ljspeech_hifigan_small": CLIPS,
+    "ljspeech_hifigan_v3": CLIPS,
     "ljspeech_hifigan_v1": [*CLIPS, *JUDGED],
     "libritts_hifigan_v1": [*JUDGED, "--subsets.train", "[train-clean-100]"],
 }
