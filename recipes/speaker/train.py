@@ -88,6 +88,11 @@ class SpeakerVerification(Brain):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=nn.ModuleDict({"encoder": model, "loss": loss}), **kwargs)
+        if getattr(self.data, "overfit", None) is not None:
+            raise ValueError(
+                "data.overfit puts training recordings in the place of those that the trials name; "
+                "to learn a few by heart: --data.limit 40 --data.augment []"
+            )
         self.loss = loss
         self.trials = {split: read_trials(path) for split, path in trials.items()}
         missing = {"valid", *self.data.test_splits} & {*self.data.splits} - {*self.trials}

@@ -206,6 +206,16 @@ def test_what_a_training_leaves(
     assert second == pytest.approx(first, abs=1e-5)
 
 
+def test_overfit_is_refused(
+    command: Callable[[str], list[str]], recipe: Callable[[str], ModuleType], capsys: Any
+) -> None:
+    arguments = [*command("librispeech_ecapa_small"), "--data.overfit", "4"]
+    with pytest.raises(SystemExit):
+        run(recipe("speaker").SpeakerVerification, arguments)
+    error = capsys.readouterr().err
+    assert re.search(r"data\.overfit .* --data\.limit 40 --data\.augment", error)
+
+
 def test_middle(recipe: Callable[[str], ModuleType]) -> None:
     waveform = torch.arange(10.0).repeat(2, 1)
     cut, lengths = recipe("speaker").middle(waveform, torch.tensor([10, 3]), 4)
