@@ -11,8 +11,11 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from speechkit.data.errors import DataError
 from speechkit.files import file_digest
 
 _BLOCK = 1 << 20
@@ -93,6 +96,114 @@ def fetch(
         )
     part.replace(path)
     return path
+
+
+def fetch_corpus(
+    url: str,
+    root: str | os.PathLike[str],
+    *,
+    holds: str,
+    checksum: str | None = None,
+    layout: str = "",
+    keep_archive: bool = False,
+    num_retries: int = 5,
+) -> Path:
+    """Fetch an archive and extract it under a folder, unless what it holds is there.
+
+    A download that was cut off goes on where it stopped, in this call or a later one; an archive
+    is extracted wholly or not at all.
+
+    Parameters
+    ----------
+    url, checksum, num_retries
+        See `fetch`.
+    root : path
+        Where the archive's contents go.
+    holds : str
+        A file or folder in the archive by which the corpus is known; where ``root`` has it, nothing
+        is fetched.
+    layout : str
+        What the error about another archive says of the corpus.
+    keep_archive : bool
+        Keep the archive after extraction.
+
+    Returns
+    -------
+    Path
+        ``root``, absolute.
+
+    Raises
+    ------
+    DownloadError
+        When the archive cannot be fetched, has another checksum or is not safe to extract.
+    DataError
+        When the archive does not have `holds`.
+    """
+    root = Path(root).absolute()
+    if (root / holds).exists():
+        return root
+    archive = root / unquote(Path(urlsplit(url).path).name)
+    fetch(url, archive, checksum=checksum, num_retries=num_retries)
+    extract(archive, root)
+    if not (root / holds).exists():
+        raise DataError(f"{archive}: no {holds} in it. {layout}".rstrip())
+    if not keep_archive:
+        archive.unlink()
+    return root
+
+
+def fetch_subsets(
+    subsets: Sequence[str],
+    root: str | os.PathLike[str],
+    *,
+    base_url: str,
+    corpus: str,
+    checksums: Mapping[str, str],
+    keep_archives: bool = False,
+    num_retries: int = 5,
+) -> Path:
+    """Fetch the archives ``<subset>.tar.gz`` of a corpus, each of which holds ``corpus/<subset>``.
+
+    Parameters
+    ----------
+    subsets : sequence of str
+        Which ones; those that are there are not fetched.
+    root : path
+        Where the folder of the corpus appears.
+    base_url : str
+        Where the archives are; a mirror, for example.
+    corpus : str
+        Name of the folder.
+    checksums : mapping
+        From subset to checksum, as `fetch` takes it.
+    keep_archives, num_retries
+        See `fetch_corpus`.
+
+    Returns
+    -------
+    Path
+        ``root/corpus``.
+
+    Raises
+    ------
+    ValueError
+        When a subset has no known checksum.
+    DownloadError, DataError
+        See `fetch_corpus`.
+    """
+    unknown = [subset for subset in subsets if subset not in checksums]
+    if unknown:
+        raise ValueError(f"unknown subset {', '.join(unknown)}; known: {', '.join(checksums)}")
+    for subset in subsets:
+        fetch_corpus(
+            f"{base_url.rstrip('/')}/{subset}.tar.gz",
+            root,
+            holds=f"{corpus}/{subset}",
+            checksum=checksums[subset],
+            keep_archive=keep_archives,
+            num_retries=num_retries,
+        )
+    return Path(root).absolute() / corpus
 
 
 def _parse_checksum(checksum: str | None) -> tuple[str, str | None]:

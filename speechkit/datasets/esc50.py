@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from speechkit.data.manifest import DataError
-from speechkit.datasets.download import extract, fetch
+from speechkit.datasets.download import fetch_corpus
 from speechkit.datasets.folds import Clip, fold_numbers, prepare_folds, read_table
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -114,15 +113,8 @@ def download(
     DataError
         When the archive does not hold ESC-50.
     """
-    root = Path(root).absolute()
-    folder = root / "ESC-50-master"
-    if (folder / "meta" / "esc50.csv").is_file():
-        return folder
-    archive = fetch(url, root / "ESC-50-master.zip", checksum=checksum)
-    extract(archive, root)
-    if not (folder / "meta" / "esc50.csv").is_file():
-        raise DataError(f"{archive}: no ESC-50-master/meta/esc50.csv in it. {_LAYOUT}")
-    return folder
+    fetch_corpus(url, root, holds="ESC-50-master/meta/esc50.csv", checksum=checksum, layout=_LAYOUT)
+    return Path(root).absolute() / "ESC-50-master"
 
 
 def _clips(root: Path, esc10: bool) -> list[Clip]:

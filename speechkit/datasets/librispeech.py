@@ -14,18 +14,18 @@ from pathlib import Path
 from speechkit.data.audio import audio_info
 from speechkit.data.manifest import DataError, Utterance
 from speechkit.datasets import preparation
-from speechkit.datasets.download import extract, fetch
+from speechkit.datasets.download import fetch_subsets
 
 BASE_URL = "https://www.openslr.org/resources/12"
 # MD5 of each archive, as OpenSLR publishes them.
 CHECKSUMS = {
-    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
-    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
-    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
-    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
-    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
-    "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
-    "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
+    "dev-clean": "md5:42e2234ba48799c1f50f24a7926300a1",
+    "dev-other": "md5:c8d0bcc9cca99d4f8b62fcc847357931",
+    "test-clean": "md5:32fa31d27d2e1cad72775fee3f4849a9",
+    "test-other": "md5:fb5a50374b501bb3bac4815ee91d3135",
+    "train-clean-100": "md5:2a93770f6d5c6c964bc36631d331a522",
+    "train-clean-360": "md5:c0e676e450a7ff2f54aeade5171606fa",
+    "train-other-500": "md5:d1a0fd59409feb2c614ce4d30c387708",
 }
 _LAYOUT = (
     "Expected <root>/<subset>/<reader>/<chapter>/<reader>-<chapter>-0000.flac and "
@@ -220,11 +220,11 @@ def download(
     subsets: Sequence[str],
     *,
     base_url: str = BASE_URL,
-    checksums: dict[str, str] | None = None,
+    checksums: Mapping[str, str] | None = None,
     keep_archives: bool = False,
     num_retries: int = 5,
 ) -> Path:
-    """Fetch subsets from OpenSLR, check their MD5 and extract them; done ones are skipped.
+    """Fetch subsets from OpenSLR, check their MD5 and extract them; those that are there stay.
 
     A download that was cut off goes on where it stopped, in this call or a later one.
 
@@ -236,8 +236,8 @@ def download(
         Names such as ``"train-clean-100"``.
     base_url : str
         Where the archives ``<subset>.tar.gz`` are; a mirror, for example.
-    checksums : dict, optional
-        MD5 of each subset's archive; those that OpenSLR publishes by default.
+    checksums : mapping, optional
+        ``"md5:<hex>"`` of each subset's archive; those that OpenSLR publishes by default.
     keep_archives : bool
         Keep ``<root>/<subset>.tar.gz`` after extraction.
     num_retries : int
@@ -255,26 +255,12 @@ def download(
     DownloadError
         When an archive cannot be fetched, has another checksum or is not safe to extract.
     """
-    root, known = Path(root).absolute(), CHECKSUMS if checksums is None else checksums
-    unknown = [subset for subset in subsets if subset not in known]
-    if unknown:
-        raise ValueError(f"unknown subset {', '.join(unknown)}; known: {', '.join(known)}")
-    corpus = root / "LibriSpeech"
-    for subset in subsets:
-        done = corpus / f".{subset}.complete.json"
-        settings = {"md5": known[subset]}
-        if preparation.is_current(done, settings) and (corpus / subset).is_dir():
-            continue
-        archive = fetch(
-            f"{base_url.rstrip('/')}/{subset}.tar.gz",
-            root / f"{subset}.tar.gz",
-            checksum=f"md5:{known[subset]}",
-            num_retries=num_retries,
-        )
-        extract(archive, root)
-        if not (corpus / subset).is_dir():
-            raise DataError(f"{archive}: holds no LibriSpeech/{subset}; it was extracted to {root}")
-        preparation.write_stamp(done, settings)
-        if not keep_archives:
-            archive.unlink()
-    return corpus
+    return fetch_subsets(
+        subsets,
+        root,
+        base_url=base_url,
+        corpus="LibriSpeech",
+        checksums=CHECKSUMS if checksums is None else checksums,
+        keep_archives=keep_archives,
+        num_retries=num_retries,
+    )

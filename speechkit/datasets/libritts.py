@@ -13,8 +13,19 @@ from pathlib import Path
 
 from speechkit.data.manifest import DataError
 from speechkit.datasets import preparation
+from speechkit.datasets.download import fetch_subsets
 from speechkit.datasets.spoken_texts import Clip, prepare_clips
 
+BASE_URL = "https://www.openslr.org/resources/60"
+CHECKSUMS = {
+    "dev-clean": "sha256:da0864e1bd26debed35da8a869dd5c04dfc27682921936de7cff9c8a254dbe1a",
+    "dev-other": "sha256:d413eda26f3a152ac7c9cf3658ef85504dfb1b625296e5fa83727f5186cca79c",
+    "test-clean": "sha256:234ea5b25859102a87024a4b9b86641f5b5aaaf1197335c95090cde04fe9a4f5",
+    "test-other": "sha256:33a5342094f3bba7ccc2e0500b9e72d558f72eb99328ac8debe1d9080402f10d",
+    "train-clean-100": "sha256:c5608bf1ef74bb621935382b8399c5cdd51cd3ee47cec51f00f885a64c6c7f6b",
+    "train-clean-360": "sha256:ce7cff44dcac46009d18379f37ef36551123a1dc4e5c8e4eb73ae57260de4886",
+    "train-other-500": "sha256:e35f7e34deeb2e2bdfe4403d88c8fdd5fbf64865cae41f027a185a6965f0a5df",
+}
 _LAYOUT = (
     "Expected <root>/<subset>/<reader>/<chapter>/<reader>_<chapter>_000000_000000.wav and "
     ".normalized.txt of the same name, as in https://www.openslr.org/60"
@@ -108,6 +119,55 @@ def prepare_splits(
     """
     return preparation.join_subsets(
         lambda out, subsets: prepare(root, out, subsets=subsets), out, splits
+    )
+
+
+def download(
+    root: str | os.PathLike[str],
+    subsets: Sequence[str],
+    *,
+    base_url: str = BASE_URL,
+    checksums: Mapping[str, str] | None = None,
+    keep_archives: bool = False,
+) -> Path:
+    """Fetch subsets from OpenSLR, check them and extract them; those that are there stay.
+
+    A download that was cut off goes on where it stopped, in this call or a later one.
+
+    Parameters
+    ----------
+    root : path
+        Where ``LibriTTS/`` appears.
+    subsets : sequence of str
+        Names such as ``"train-clean-100"``.
+    base_url : str
+        Where the archives ``<subset>.tar.gz`` are; a mirror, for example.
+    checksums : mapping, optional
+        ``"sha256:<hex>"`` of each subset's archive; those of OpenSLR's by default.
+    keep_archives : bool
+        Keep ``<root>/<subset>.tar.gz`` after extraction.
+
+    Returns
+    -------
+    Path
+        ``<root>/LibriTTS``.
+
+    Raises
+    ------
+    ValueError
+        When a subset has no known checksum.
+    DownloadError
+        When an archive cannot be fetched, has another checksum or is not safe to extract.
+    DataError
+        When an archive does not hold its subset.
+    """
+    return fetch_subsets(
+        subsets,
+        root,
+        base_url=base_url,
+        corpus="LibriTTS",
+        checksums=CHECKSUMS if checksums is None else checksums,
+        keep_archives=keep_archives,
     )
 
 

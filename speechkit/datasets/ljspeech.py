@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 
 from speechkit.data.manifest import DataError
-from speechkit.datasets import preparation
-from speechkit.datasets.download import extract, fetch
+from speechkit.datasets.download import fetch_corpus
 from speechkit.datasets.spoken_texts import Clip, prepare_clips
 
 URL = "https://data.keithito.com/data/speech/LJSpeech-1.1.tar.bz2"
@@ -139,15 +138,5 @@ def download(
     DataError
         When the archive does not hold LJSpeech.
     """
-    root = Path(root).absolute()
-    folder, done = root / "LJSpeech-1.1", root / ".LJSpeech-1.1.complete.json"
-    settings = {"checksum": checksum}
-    if preparation.is_current(done, settings) and (folder / "metadata.csv").is_file():
-        return folder
-    archive = fetch(url, root / "LJSpeech-1.1.tar.bz2", checksum=checksum)
-    extract(archive, root)
-    if not (folder / "metadata.csv").is_file():
-        raise DataError(f"{archive}: no LJSpeech-1.1/metadata.csv in it. {_LAYOUT}")
-    preparation.write_stamp(done, settings)
-    archive.unlink()
-    return folder
+    fetch_corpus(url, root, holds="LJSpeech-1.1/metadata.csv", checksum=checksum, layout=_LAYOUT)
+    return Path(root).absolute() / "LJSpeech-1.1"

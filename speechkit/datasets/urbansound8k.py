@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from speechkit.data.manifest import DataError
-from speechkit.datasets.download import extract, fetch
+from speechkit.datasets.download import fetch_corpus
 from speechkit.datasets.folds import Clip, fold_numbers, prepare_folds, read_table
 
 FOLDS = tuple(range(1, 11))
@@ -104,15 +103,10 @@ def download(
     DataError
         When the archive does not hold UrbanSound8K.
     """
-    root = Path(root).absolute()
-    folder = root / "UrbanSound8K"
-    if (folder / "metadata" / "UrbanSound8K.csv").is_file():
-        return folder
-    archive = fetch(url, root / "UrbanSound8K.tar.gz", checksum=checksum)
-    extract(archive, root)
-    if not (folder / "metadata" / "UrbanSound8K.csv").is_file():
-        raise DataError(f"{archive}: no UrbanSound8K/metadata/UrbanSound8K.csv in it. {_LAYOUT}")
-    return folder
+    fetch_corpus(
+        url, root, holds="UrbanSound8K/metadata/UrbanSound8K.csv", checksum=checksum, layout=_LAYOUT
+    )
+    return Path(root).absolute() / "UrbanSound8K"
 
 
 def _clips(root: Path) -> list[Clip]:

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speechkit.data.manifest import DataError
+from speechkit.datasets.download import fetch_corpus
 from speechkit.datasets.spoken_texts import Clip, prepare_clips
 
+URL = "https://datashare.is.ed.ac.uk/bitstream/handle/10283/3443/VCTK-Corpus-0.92.zip"
+CHECKSUM = "sha256:f96258be9fdc2cbff6559541aae7ea4f59df3fcaf5cf963aae5ca647357e359c"
 AUDIO_FOLDERS = ("wav48_silence_trimmed", "wav48", "wav16")
 MICROPHONES = ("mic1", "mic2")
 # What the published corpus itself lacks: the texts of p315, and some of the audio of p362 and, of
@@ -101,6 +104,37 @@ def prepare(
         tables=[*texts.values(), *([about] if about.is_file() else [])],
         valid=valid, test=test, seed=seed,
     )  # fmt: skip
+
+
+def download(
+    root: str | os.PathLike[str], *, url: str = URL, checksum: str | None = CHECKSUM
+) -> Path:
+    """Fetch VCTK 0.92 (10.9 GB) and extract it; nothing where it is there.
+
+    A download that was cut off goes on where it stopped, in this call or a later one.
+
+    Parameters
+    ----------
+    root : path
+        Where ``VCTK-Corpus-0.92/`` goes.
+    url, checksum : str
+        Of another copy; no checksum takes what comes.
+
+    Returns
+    -------
+    Path
+        The folder that `prepare` takes.
+
+    Raises
+    ------
+    DownloadError
+        When the archive cannot be fetched, has another checksum or is not safe to extract.
+    DataError
+        When the archive does not hold VCTK.
+    """
+    # The archive has no folder of its own.
+    folder = Path(root).absolute() / "VCTK-Corpus-0.92"
+    return fetch_corpus(url, folder, holds="speaker-info.txt", checksum=checksum, layout=_LAYOUT)
 
 
 def _audio_files(folder: Path, microphone: str) -> dict[str, Path]:

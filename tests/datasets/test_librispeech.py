@@ -124,7 +124,7 @@ def make_archive(folder: Path) -> tuple[Path, str]:
 
 def test_download_checks_extracts_and_is_done_once(tmp_path: Path, file_server: Any) -> None:
     archive, md5 = make_archive(tmp_path)
-    options = {"checksums": {"dev-clean": md5}, "num_retries": 0}
+    options = {"checksums": {"dev-clean": f"md5:{md5}"}, "num_retries": 0}
     with file_server(archive.parent) as server:
         root = librispeech.download(tmp_path / "d", ["dev-clean"], base_url=server.url, **options)
         librispeech.download(tmp_path / "d", ["dev-clean"], base_url=server.url, **options)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,3 +71,21 @@ def test_everything_missing_is_named_at_once(corpus: Path, tmp_path: Path) -> No
         libritts.prepare(corpus, tmp_path / "out", subsets=["test-x"])
     with pytest.raises(DataError, match="no subset at all"):
         libritts.prepare(chapter, tmp_path / "out")
+
+
+def test_download_fetches_each_subset_once(corpus: Path, tmp_path: Path, file_server: Any) -> None:
+    served, checksums = tmp_path / "served", {}
+    served.mkdir()
+    for subset in ("dev-clean", "train-clean-100"):
+        with tarfile.open(served / f"{subset}.tar.gz", "w:gz") as file:
+            file.add(corpus / subset, f"LibriTTS/{subset}")
+        digest = hashlib.sha256((served / f"{subset}.tar.gz").read_bytes()).hexdigest()
+        checksums[subset] = f"sha256:{digest}"
+    with file_server(served) as server:
+        options = {"base_url": server.url, "checksums": checksums}
+        libritts.download(tmp_path / "to", ["dev-clean"], **options)
+        root = libritts.download(tmp_path / "to", list(checksums), **options)
+        assert len(server.requests) == 2
+    assert list(libritts.prepare(root, tmp_path / "out")) == ["dev-clean", "train-clean-100"]
+    with pytest.raises(ValueError, match="unknown subset train-clean; known: dev-clean"):
+        libritts.download(tmp_path, ["train-clean"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,22 @@ def test_wrong_folders_and_speakers(tmp_path: Path) -> None:
         vctk.prepare(tmp_path / "other", tmp_path / "out")
     with pytest.raises(DataError, match=r"speakers p999; there are p225, p226, s5"):
         vctk.prepare(root, tmp_path / "out", unseen_speakers=["p999", "s5"])
+
+
+def test_download(tmp_path: Path, file_server: Any) -> None:
+    corpus = make_corpus(tmp_path / "VCTK", "wav48_silence_trimmed")
+    archive = tmp_path / "VCTK-Corpus-0.92.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(corpus.rglob("*")):
+            file.write(path, path.relative_to(corpus))
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    with file_server(tmp_path) as server:
+        url = f"{server.url}/{archive.name}"
+        folder = vctk.download(tmp_path / "to", url=url, checksum=f"sha256:{digest}")
+        assert vctk.download(tmp_path / "to", url=url) == folder, "what is there is not fetched"
+        assert len(server.requests) == 1
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["VCTK-Corpus-0.92"]
+    assert set(vctk.prepare(folder, tmp_path / "out", **SHARES)) == {"train", "valid", "test"}
 
 
 def test_the_excerpt(real_data: Path, tmp_path: Path) -> None:
