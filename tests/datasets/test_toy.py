@@ -14,6 +14,7 @@ import soundfile
 
 from speechkit.data.manifest import DataError, read_manifest
 from speechkit.datasets import espeak, toy
+from speechkit.datasets.toy_sentences import write_sentences
 
 SMALL = {"num_train": 24, "num_dev": 4, "num_test": 4}
 needs_espeak = pytest.mark.skipif(
@@ -36,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sentences_of_the_full_size() -> None:
-    texts = toy.write_sentences(seed=0, num_train=1500, num_dev=100, num_test=150)
+    texts = write_sentences(seed=0, num_train=1500, num_dev=100, num_test=150)
     assert {subset: len(rows) for subset, rows in texts.items()} == {
         "train": 1500, "dev": 100, "test": 150,
     }  # fmt: skip
@@ -55,15 +56,15 @@ def test_sentences_of_the_full_size() -> None:
 
 def test_sentences_follow_the_seed() -> None:
     sizes = {"num_train": 50, "num_dev": 5, "num_test": 5}
-    assert toy.write_sentences(seed=3, **sizes) == toy.write_sentences(seed=3, **sizes)
-    assert toy.write_sentences(seed=3, **sizes) != toy.write_sentences(seed=4, **sizes)
+    assert write_sentences(seed=3, **sizes) == write_sentences(seed=3, **sizes)
+    assert write_sentences(seed=3, **sizes) != write_sentences(seed=4, **sizes)
 
 
 def test_impossible_sizes_say_why() -> None:
     with pytest.raises(ValueError, match="raise num_train"):
-        toy.write_sentences(seed=0, num_train=1, num_dev=50, num_test=50)
+        write_sentences(seed=0, num_train=1, num_dev=50, num_test=50)
     with pytest.raises(ValueError, match="at least one utterance"):
-        toy.write_sentences(seed=0, num_train=10, num_dev=0, num_test=1)
+        write_sentences(seed=0, num_train=10, num_dev=0, num_test=1)
 
 
 def test_readers_of_the_subsets_are_disjoint() -> None:
