@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from speechkit import distributed, parallel
+from speechkit import parallel
 from speechkit.brain import Brain
 from speechkit.data.batch import Batch
+from speechkit.loss_means import LossMeans
 from speechkit.losses.adversarial import (
     discriminator_loss,
     discriminator_turn,
@@ -114,7 +115,7 @@ class GANBrain(Brain):
         self.adversarial_start = adversarial_start
         self.updates, self.period = turns
         discriminator_turn(0, updates=self.updates, period=self.period)  # checks the numbers
-        self._sums: dict[str, list[float]] = {}
+        self.means = LossMeans()
 
     # ---------------------------------------------------------------- what a task writes
 
@@ -168,7 +169,7 @@ class GANBrain(Brain):
             total = total + other
             losses["other"] = other
         self.updater.backward(total.mean() * share)
-        self._note(losses, len(batch))
+        self.means.add(losses, items=len(batch))
         return total.detach()
 
     def _contest(self, pair: Generated, share: float, *, last: bool) -> dict[str, Tensor]:
@@ -193,7 +194,7 @@ class GANBrain(Brain):
             self.updater.backward(loss.mean() * share, inputs=learned, retain_graph=True)
             if last:
                 parallel.average_gradients(learned)
-            self._note({"discriminator": loss}, len(pair.estimate))
+            self.means.add({"discriminator": loss}, items=len(pair.estimate))
         return losses
 
     def compute_objectives(self, outputs: Any, batch: Batch, stage: Stage) -> Tensor:
@@ -206,26 +207,15 @@ class GANBrain(Brain):
 
     # ---------------------------------------------------------------- numbers and state
 
-    def _note(self, losses: Mapping[str, Tensor], items: int) -> None:
-        for name, loss in losses.items():
-            total = self._sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(loss.detach().mean()) * items
-            total[1] += items
-
     def end_training(self) -> dict[str, float]:
         """Give the mean of each loss over the epoch."""
-        means = {}
-        for name in sorted(self._sums):  # all ranks saw the same ones
-            total, items = (distributed.all_reduce_sum(value) for value in self._sums[name])
-            means[name] = total / max(1.0, items)
-        self._sums = {}
-        return means
+        return self.means.take()
 
     def task_state(self) -> dict[str, Any]:
-        """Give the balancer's running norms and the sums of a running epoch."""
-        return {"balancer": self.balancer.state_dict(), "sums": self._sums}
+        """Give the balancer's running norms and the means of a running epoch."""
+        return {"balancer": self.balancer.state_dict(), "means": self.means.state_dict()}
 
     def load_task_state(self, state: Mapping[str, Any]) -> None:
         """Take up ``task_state``'s result."""
         self.balancer.load_state_dict(state["balancer"])
-        self._sums = {name: list(sums) for name, sums in state["sums"].items()}
+        self.means.load_state_dict(state["means"])

@@ -6,24 +6,30 @@ import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 from speechkit.conditions import by_condition, example_numbers, keep_example, split_name
-from speechkit.data.audio import read_audio, resample
+from speechkit.data.audio import resample
 from speechkit.data.batch import Batch
 from speechkit.data.errors import DataError
 from speechkit.data.manifest import Utterance
 from speechkit.files import atomic_write
 from speechkit.models.synthesizer import Synthesizer
 from speechkit.models.vocoder import HiFiGAN, Vocoder
-from speechkit.models.voices import VoiceTable
+from speechkit.models.voices import ReferenceVoice, VoiceTable
 from speechkit.nn.acoustic import GeneratedMel
 from speechkit.nn.masking import Padded
 from speechkit.parallel import wait_for
+from speechkit.speaking_references import (
+    SHORTEST,
+    choose_references,
+    read_clip,
+    reference_audio,
+)
 
 if TYPE_CHECKING:
     from speechkit.models.speaker import SpeakerEncoder
@@ -56,6 +62,11 @@ class SpokenTest:
     ``<split>@recording``. The second is the bound that the vocoder sets, the third, which there is
     with one of them, the bound that the recogniser and the speaker encoder set.
 
+    A model that takes the voice of a recording speaks each text in the voice of another recording
+    of its speaker: the next one in the split's manifest, after the last the first. Only where there
+    is none (of half a second at least) it hears the utterance itself, which the log counts; rows
+    name it as ``voice_of``.
+
     Parameters
     ----------
     recognizer : str, optional
@@ -69,6 +80,11 @@ class SpokenTest:
         kept under ``test/<split>/`` and are in the report.
     seed : int
         Of what the model draws.
+
+    Raises
+    ------
+    DataError
+        If a folder is not there, or holds another kind of model; the option is named.
     """
 
     def __init__(
@@ -80,24 +96,16 @@ class SpokenTest:
         num_examples: int = 4,
         seed: int = 0,
     ) -> None:
-        import speechkit
-
-        self.recognizer: Any = speechkit.load(recognizer) if recognizer else None
-        self.speaker_encoder: SpeakerEncoder | None = None
-        if speaker_encoder:
-            self.speaker_encoder = cast(Any, speechkit.load(speaker_encoder))
-        self.vocoder: Vocoder | None = cast(Any, speechkit.load(vocoder)) if vocoder else None
-        if self.recognizer is not None and not hasattr(self.recognizer, "transcribe"):
-            raise DataError(f"{recognizer}: is no recogniser; name the model folder of one")
-        if self.speaker_encoder is not None and not hasattr(self.speaker_encoder, "verify"):
-            raise DataError(f"{speaker_encoder}: is no speaker encoder; name the folder of one")
-        if self.vocoder is not None and not isinstance(self.vocoder, Vocoder):
-            raise DataError(f"{vocoder}: is no vocoder; name the model folder of one")
+        self.recognizer = _opened("recognizer", recognizer, "asr", "transcribe")
+        self.speaker_encoder: SpeakerEncoder | None
+        self.speaker_encoder = _opened("speaker_encoder", speaker_encoder, "speaker", "verify")
+        self.vocoder: Vocoder | None = _opened("vocoder", vocoder, "vocoder", "copy_synthesis")
         if isinstance(self.vocoder, HiFiGAN):
             self.vocoder.fold_weight_norm()
         self.num_examples = num_examples
         self.seed = seed
         self._voices: dict[str, Tensor] = {}
+        self._references: dict[str, Utterance] = {}
         self._examples: dict[str, int] = {}
 
     def check(self, model: Synthesizer) -> None:
@@ -131,7 +139,14 @@ class SpokenTest:
         ids = model.voices.ids(self.voice_names(model, batch))
         return ids.to(model.voices.table.weight.device)
 
-    def prepare(self, utterances: Sequence[Utterance], known: Sequence[Utterance]) -> None:
+    def prepare(
+        self,
+        utterances: Sequence[Utterance],
+        known: Sequence[Utterance],
+        *,
+        model: Synthesizer,
+        split: str,
+    ) -> None:
         """Get ready for a split: whose sound is kept, and the voices that speech is compared with.
 
         Parameters
@@ -140,21 +155,24 @@ class SpokenTest:
             Of the split.
         known : sequence of Utterance
             Recordings of training, by which the voices are known first.
+        model : Synthesizer
+            What will speak.
+        split : str
+            Its name, for the log.
         """
         self._examples |= example_numbers(utterances, self.num_examples)
+        if isinstance(model.voices, ReferenceVoice):
+            self._references |= choose_references(utterances, split)
         if self.speaker_encoder is None:
             return
         chosen: dict[str, list[Utterance]] = {}
         for utterance in (*known, *utterances):
             mine = chosen.setdefault(str(utterance.speaker), [])
-            if len(mine) < _ENROLLED and utterance.duration >= 0.5:
+            if len(mine) < _ENROLLED and utterance.duration >= SHORTEST:
                 mine.append(utterance)
         rate = self.speaker_encoder.sample_rate
         for speaker, mine in chosen.items():
-            waveforms = [
-                read_audio(u.audio, start=u.start, duration=u.duration, sample_rate=rate)[0]
-                for u in mine
-            ]
+            waveforms = [read_clip(utterance, rate) for utterance in mine]
             embeddings = F.normalize(self.speaker_encoder.embed_windows(waveforms), dim=1)
             self._voices[speaker] = F.normalize(embeddings.mean(dim=0), dim=0)
 
@@ -166,21 +184,27 @@ class SpokenTest:
         """Speak a batch, and give a row for each utterance and condition."""
         speakers = [str(utterance.speaker) for utterance in batch.utterance]
         texts = [plain_words(model.front_end.normalize(text)) for text in batch.text]
-        pieces = [model.front_end.pieces(text) for text in batch.text]
+        # Of the tokens: pronouncing the texts once more takes time.
+        pieces = [model.front_end.names(ids[:n].tolist()) for ids, n in zip(*batch.tokens)]
         rows = []
         for heard in self._conditions(model, batch):
             voices = speakers if heard.made is None else self.voice_names(model, batch)
             found = self._measure(model, batch, heard, voices, texts, pieces)
             for index, row in enumerate(found):
                 row["condition"] = heard.condition
+                if heard.made is not None and isinstance(model.voices, ReferenceVoice):
+                    reference = self._references.get(batch.ids[index], batch.utterance[index])
+                    row["voice_of"] = reference.id
                 row.update(self._example(model, batch, heard, index, folder, split, pieces[index]))
             rows += found
         return rows
 
     def _conditions(self, model: Synthesizer, batch: Batch) -> Iterator[_Heard]:
         waveform, lengths = batch.waveform
-        ids = self.voice_ids(model, batch)
-        vectors = model.voice_vectors(waveform, lengths, ids)
+        clips = Padded(waveform, lengths)
+        if isinstance(model.voices, ReferenceVoice):
+            clips = reference_audio(batch, self._references, model.sample_rate)
+        vectors = model.voice_vectors(*clips, self.voice_ids(model, batch))
         vocoder = self._vocoder(model)
         wait_for(waveform.device)
         started = time.perf_counter()
@@ -293,6 +317,26 @@ class SpokenTest:
     def parts(split: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         """Divide rows by condition."""
         return by_condition(split, rows)
+
+
+def _opened(option: str, folder: str | None, task: str, method: str) -> Any:
+    """Open the model of an option of the test; it must have a method that tells its kind."""
+    import speechkit
+
+    if not folder:
+        return None
+    try:
+        model = speechkit.load(folder)
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"spoken_test.{option}: {error}. Give a model folder that recipes/{task} made, or null"
+        ) from error
+    if not hasattr(model, method):
+        raise DataError(
+            f"spoken_test.{option}: {folder} holds a {type(model).__name__}, which is no "
+            f"{option.replace('_', ' ')}; give a model folder that recipes/{task} made, or null"
+        )
+    return model
 
 
 def plain_words(text: str) -> str:

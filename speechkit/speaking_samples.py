@@ -21,6 +21,7 @@ from speechkit.data.splits import SplitData
 from speechkit.models.synthesizer import Synthesizer
 from speechkit.models.voices import ReferenceVoice
 from speechkit.speaking import write_arrays
+from speechkit.speaking_frames import leave_out_short
 from speechkit.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ def export_mels(
     That is what a vocoder meets in use, and what it is fine-tuned on (Kong et al. 2020, HiFi-GAN,
     section 4.4). Beside each is the audio that it belongs to, as the data's transforms made it
     (trimmed, say). Each split has a manifest, whose rows are those of the data with that audio and
-    with ``mel``, a file that `speechkit.data.mel_files.LoadWithMel` reads.
+    with ``mel``, a file that `speechkit.data.mel_files.LoadWithMel` reads. An utterance that the
+    model cannot align (`speechkit.speaking_frames`) has none, and a warning names it.
 
     Parameters
     ----------
@@ -128,7 +130,11 @@ def export_mels(
         folder.mkdir(parents=True, exist_ok=True)
         rows: list[Utterance] = []
         for batch in data.eval_loader(split):
-            batch = batch.to(device)
+            batch = leave_out_short(model, batch).to(device)
+            for failure in batch.failures:
+                logger.warning("%s: no mel of %s: %s", split, *failure)
+            if not len(batch):
+                continue
             pitch = batch.pitch.data if "pitch" in batch else None
             output = model(*batch.tokens, *batch.waveform, voice_ids(batch), pitch)
             mels: Tensor = output.outputs.mel

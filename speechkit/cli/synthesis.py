@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import speechkit
 from speechkit.cli.common import OK, Add, UsageError, complain
@@ -40,6 +43,12 @@ def add_commands(add: Add) -> None:
     sub.add_argument(
         "--vocoder", metavar="FOLDER", help="a vocoder's model folder (default: the model's own)"
     )
+    sub.add_argument(
+        "--attention",
+        choices=("soft", "forward"),
+        help="of Tacotron 2: forward only stays at a symbol or goes on to the next one, for texts "
+        "that are repeated or skipped (default: soft)",
+    )
     sub.add_argument("--speed", type=float, default=1.0, metavar="X", help="1.2 is faster")
     sub.add_argument(
         "--pause", type=float, default=0.2, metavar="SECONDS",
@@ -60,12 +69,15 @@ def _synthesize(options: argparse.Namespace) -> int:
 
     text = _text(options)
     check_pause(options.pause)
+    _check_out(options.out)
     model = _open(options.model, check_device(options.device))
+    _check_format(options.out, model.sample_rate)
+    more = _attention(options, model)
     vocoder = _open_vocoder(options)
     sentences: list[Sentence] = []
     spoken = model.stream(
         text, voice=options.voice, reference=options.reference, speed=options.speed,
-        vocoder=vocoder, seed=options.seed,
+        vocoder=vocoder, seed=options.seed, **more,
     )  # fmt: skip
     if options.out == "-":
         _pipe(spoken, sentences, model.sample_rate, options.pause)
@@ -90,8 +102,6 @@ def _pipe(
 
     from speechkit.data.wav_stream import WavWriterStream
 
-    if sys.stdout.isatty():
-        raise UsageError("standard output is a terminal: give --out the name of a file")
     writer = None
     for sentence in spoken:
         waveform = sentence.waveform
@@ -113,6 +123,56 @@ def _text(options: argparse.Namespace) -> str:
     if options.text_file is not None:
         return Path(options.text_file).read_text(encoding="utf-8")
     return sys.stdin.read() if options.text == "-" else str(options.text)
+
+
+def _check_out(out: str) -> None:
+    """Refuse, before minutes of work, a place where nothing can be written."""
+    if out == "-":
+        if sys.stdout.isatty():
+            raise UsageError("standard output is a terminal: give --out the name of a file")
+        return
+    path = Path(out)
+    if path.is_dir():
+        raise UsageError(f"--out {out}: is a folder; give a file, such as {path / 'out.wav'}")
+    # Folders that are missing are made, in the last one that is there.
+    there = path if path.exists() else next(p for p in path.absolute().parents if p.exists())
+    if there != path and not there.is_dir():
+        raise UsageError(f"--out {out}: {there} is a file, no folder to write into")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"--out {out}: no permission to write {there}")
+
+
+def _check_format(out: str, sample_rate: int) -> None:
+    """Refuse an ending that is no format, or a format without the model's sample rate."""
+    import soundfile
+    import torch
+
+    from speechkit.data.audio import write_audio
+
+    if out == "-":
+        return
+    with tempfile.TemporaryDirectory() as folder:  # only writing tells
+        try:
+            write_audio(Path(folder, "trial" + Path(out).suffix), torch.zeros(1), sample_rate)
+        except (ValueError, TypeError, soundfile.LibsndfileError) as error:
+            ending = Path(out).suffix or "a name without an ending"
+            raise UsageError(
+                f"--out {out}: {ending} cannot be written at {sample_rate} Hz; take .wav, .flac "
+                "or .ogg"
+            ) from error
+
+
+def _attention(options: argparse.Namespace, model: Synthesizer) -> dict[str, Any]:
+    """Give the option of the attention, where the acoustic model has that choice."""
+    if options.attention is None:
+        return {}
+    acoustic = model.acoustic
+    if "attention" not in inspect.signature(acoustic.generate).parameters:  # type: ignore[arg-type]
+        raise UsageError(
+            f"--attention is a choice of Tacotron2; {options.model} holds a "
+            f"{type(acoustic).__name__}, which has no such choice: leave it out"
+        )
+    return {"attention": options.attention}
 
 
 def _open(folder: str, device: str) -> Synthesizer:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from speechkit.data.errors import DataError
+from speechkit.data.manifest import read_manifest
 from speechkit.data.phonemes import Phonemizer, check_voice
 from speechkit.data.text_normalization import normalize_english
 from speechkit.data.tokenizer import manifest_texts
@@ -155,15 +156,23 @@ class TextFrontEnd:
         Raises
         ------
         DataError
-            If rows lack the field, or hold what cannot be spoken.
+            If rows lack the field, or hold what cannot be spoken; their ids are named.
         """
-        return cls.from_texts(
-            manifest_texts(path, field),
-            normalization=normalization,
-            phonemes=phonemes,
-            lowercase=lowercase,
-            end=end,
-        )
+        texts = manifest_texts(path, field)
+        try:
+            return cls.from_texts(
+                texts, normalization=normalization, phonemes=phonemes, lowercase=lowercase, end=end
+            )
+        except DataError as error:
+            made = cls(
+                symbols=[END], normalization=normalization, phonemes=phonemes, lowercase=lowercase
+            )
+            rows = zip(read_manifest(path), texts)
+            wrong = [row.id for row, text in rows if not made._speakable(text)]
+            shown = ", ".join(wrong[:_NAMED]) + (", ..." if len(wrong) > _NAMED else "")
+            raise DataError(
+                f"{path}: {len(wrong)} texts cannot be spoken (ids: {shown}); the first: {error}"
+            ) from error
 
     @classmethod
     def tacotron2(cls) -> TextFrontEnd:
@@ -264,6 +273,38 @@ class TextFrontEnd:
             if self.phonemes is None:
                 texts = {"the text": text, **texts}
             raise _outside("outside the symbols of this voice", unknown, texts) from None
+
+    def _speakable(self, text: str) -> bool:
+        try:
+            self._cut(text)
+        except DataError:
+            return False
+        return True
+
+    def names(self, ids: Iterable[int]) -> list[str]:
+        """Give the symbols of ids: what `pieces` gives for a text that `encode` takes.
+
+        Parameters
+        ----------
+        ids : iterable of int
+            As `encode` gives them.
+
+        Raises
+        ------
+        ValueError
+            For an id that is none of a symbol, such as that of padding.
+
+        Examples
+        --------
+        >>> front_end = TextFrontEnd.from_texts(["a bee"])
+        >>> front_end.names(front_end.encode("Bee!"))
+        ['b', 'e', 'e', '<end>']
+        """
+        found = list(ids)
+        wrong = [i for i in found if not 1 <= i <= len(self.symbols)]
+        if wrong:
+            raise ValueError(f"id {wrong[0]} is no symbol's: they have 1..{len(self.symbols)}")
+        return [self.symbols[i - 1] for i in found]
 
     def _readable(self, character: str) -> bool:
         kind = unicodedata.category(character)[0]

@@ -134,6 +134,10 @@ class OnePassLoss:
         Of `forward_sum_loss`.
     binarization_weight : float
         Of `binarization_loss`.
+    binarization_start : int
+        Updates before the binarization counts: made hard from the first one, alignments stay where
+        chance put them. The default is that of RAD-TTS (Shih et al. 2021), whose published settings
+        begin after 18,000 updates; a training with fewer does without.
     duration_weight, prosody_weight : float
         Of the squared errors of the logarithms of the durations, and of pitch and energy; 0.1 each
         in FastPitch (Łańcucki 2021).
@@ -141,7 +145,13 @@ class OnePassLoss:
     Raises
     ------
     ValueError
-        If ``mel`` is unknown.
+        If ``mel`` is unknown, or the start negative.
+
+    Attributes
+    ----------
+    updates : float
+        Updates made so far, 0 at first. Whoever trains sets it before each batch, and to infinity
+        for validation, whose loss then means the same from beginning to end.
 
     Examples
     --------
@@ -150,9 +160,13 @@ class OnePassLoss:
     ...     mel=torch.zeros(1, 2, 4), log_attention=attention.log(), alignment=attention.round(),
     ...     log_durations=torch.zeros(1, 2), durations=torch.tensor([[1, 1]]),
     ...     pitch=None, energy=None)
-    >>> losses = OnePassLoss()(outputs, torch.ones(1, 2, 4), torch.tensor([2]), torch.tensor([2]))
-    >>> sorted(losses), losses["mel"], losses["duration"]
+    >>> loss, sizes = OnePassLoss(binarization_start=100), torch.tensor([2])
+    >>> losses = loss(outputs, torch.ones(1, 2, 4), sizes, sizes)
+    >>> sorted(losses), losses["mel"], losses["binarization"]
     (['alignment', 'binarization', 'duration', 'mel'], tensor([1.]), tensor([0.]))
+    >>> loss.updates = 100
+    >>> loss(outputs, torch.ones(1, 2, 4), sizes, sizes)["binarization"]
+    tensor([0.0164])
     """
 
     def __init__(
@@ -161,16 +175,21 @@ class OnePassLoss:
         mel: MelDistance = "l1",
         alignment_weight: float = 1.0,
         binarization_weight: float = 0.1,
+        binarization_start: int = 18_000,
         duration_weight: float = 0.1,
         prosody_weight: float = 0.1,
     ) -> None:
         if mel not in ("l1", "l2"):
             raise ValueError(f"unknown distance {mel!r}: choose from ['l1', 'l2']")
+        if binarization_start < 0:
+            raise ValueError(f"binarization_start must not be negative, got {binarization_start}")
         self.mel = mel
         self.alignment_weight = alignment_weight
         self.binarization_weight = binarization_weight
+        self.binarization_start = binarization_start
         self.duration_weight = duration_weight
         self.prosody_weight = prosody_weight
+        self.updates: float = 0
 
     def __call__(
         self, outputs: OnePassOutput, mels: Tensor, mel_lengths: Tensor, token_lengths: Tensor
@@ -193,12 +212,13 @@ class OnePassLoss:
         """
         log_durations = outputs.durations.clamp(min=1).float().log()
         duration = _symbol_error(Prosody(outputs.log_durations, log_durations), token_lengths)
-        binarization = binarization_loss(outputs.log_attention, outputs.alignment)
+        started = self.updates >= self.binarization_start
+        hard = self.binarization_weight if started else 0.0
         losses = {
             "mel": mel_distance(outputs.mel, mels, mel_lengths, kind=self.mel),
             "alignment": self.alignment_weight
             * forward_sum_loss(outputs.log_attention, mel_lengths, token_lengths),
-            "binarization": self.binarization_weight * binarization,
+            "binarization": hard * binarization_loss(outputs.log_attention, outputs.alignment),
             "duration": self.duration_weight * duration,
         }
         for name, values in (("pitch", outputs.pitch), ("energy", outputs.energy)):

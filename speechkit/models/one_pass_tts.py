@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from speechkit.nn.acoustic import GeneratedMel, check_speaker
 from speechkit.nn.acoustic_checks import check_mels, check_positive, check_symbols
-from speechkit.nn.acoustic_outputs import OnePassOutput, Prosody
+from speechkit.nn.acoustic_outputs import OnePassOutput, Prosody, full_precision
 from speechkit.nn.aligner import Aligner
 from speechkit.nn.alignment_search import search_durations
 from speechkit.nn.conv import ConvEncoder
@@ -66,7 +66,8 @@ class SymbolPredictor(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map ``(B, U, input_size)`` to ``(B, U)``, zero in the padding."""
-        return mask_padding(self.output(self.layers(x, lengths).data).squeeze(2), lengths)
+        values = full_precision(self.output, self.layers(x, lengths).data)
+        return mask_padding(values.squeeze(2), lengths)
 
 
 class OnePassTTS(nn.Module):
@@ -76,7 +77,7 @@ class OnePassTTS(nn.Module):
     prediction"), with the aligner of Badlani et al. 2021, "One TTS alignment to rule them all", in
     place of durations from elsewhere. Two things are our own: the decoder also sees where in its
     symbol a frame lies, and the duration predictor sends no gradient to the encoder (as in
-    Glow-TTS, Kim et al. 2020).
+    Glow-TTS, Kim et al. 2020). Frames, durations and prosody are float32 under autocast too.
 
     Parameters
     ----------
@@ -125,6 +126,9 @@ class OnePassTTS(nn.Module):
     >>> bool((spoken.alignment.sum(dim=(1, 2)) == spoken.lengths).all())
     True
     """
+
+    frame_per_symbol = True
+    """Whether training needs recordings with at least as many frames as symbols."""
 
     def __init__(
         self,
@@ -319,7 +323,7 @@ class OnePassTTS(nn.Module):
             encoded = encoded + self.prosody[name](value.unsqueeze(2))
         x, lengths = expand_symbols(encoded, durations, num_frames)
         x = x + self.place(place_in_symbol(durations, num_frames))
-        return mask_padding(self.output(self.decoder(x, lengths).data), lengths)
+        return mask_padding(full_precision(self.output, self.decoder(x, lengths).data), lengths)
 
 
 def _size_of(module: Any, name: str) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
+
+logger = logging.getLogger(__name__)
 
 _END = re.compile(r"(?<=[.!?…;:])[\"')\]”’]*\s+|\n{2,}")
 _SHORTENED = re.compile(
@@ -17,14 +20,14 @@ def split_sentences(text: str, *, max_characters: int = 250) -> list[str]:
     """Cut text at the ends of its sentences; a longer one at commas, else between words.
 
     A point after "Mr." and its like, a single letter, or "No." and its like before a number ends
-    nothing.
+    nothing. A word that is too long by itself is cut inside, and the log says so.
 
     Parameters
     ----------
     text : str
         Of any length.
     max_characters : int
-        No part is longer, but for a single word.
+        No part is longer.
 
     Returns
     -------
@@ -66,7 +69,22 @@ def _shortened(sentence: str, most: int) -> list[str]:
     if len(sentence) <= most:
         return [sentence]
     clauses = _packed(_WEAK.split(sentence), most)
-    return [part for clause in clauses for part in _packed(clause.split(" "), most)]
+    return [part for clause in clauses for part in _packed(_words(clause, most), most)]
+
+
+def _words(clause: str, most: int) -> list[str]:
+    """Cut a clause between words, and inside those that are too long."""
+    words = []
+    for word in clause.split(" "):
+        parts = [word[start : start + most] for start in range(0, len(word), most)]
+        if len(parts) > 1:
+            logger.warning(
+                "a word of %d characters, %r, is cut into %d parts of at most %d, which are spoken "
+                "one by one; put spaces where it may be cut",
+                len(word), f"{word[:30]}...", len(parts), most,
+            )  # fmt: skip
+        words += parts
+    return words
 
 
 def _packed(pieces: list[str], most: int) -> list[str]:

@@ -291,7 +291,7 @@ class Synthesizer(nn.Module):
         seed : int
             Of what the model draws: the same seed gives the same speech.
         max_characters : int
-            Longer sentences are cut at commas or between words.
+            Longer sentences are cut at commas or between words, and longer words inside.
         **options
             What the acoustic model's ``generate`` takes beside that, such as ``max_frames``.
 
@@ -341,16 +341,15 @@ class Synthesizer(nn.Module):
         for part in split_sentences(text, max_characters=max_characters):
             # A line of dots says nothing; an emoji alone is for the front end to name.
             if not all(unicodedata.category(character).startswith(_UNSAID) for character in part):
-                pieces = self.front_end.pieces(part)
-                parts.append((part, pieces, self.front_end.encode(part)))
+                parts.append((part, self.front_end.encode(part)))
         if not parts:
             raise DataError(f"there is nothing to speak in {text[:60]!r}; give some words")
         speaker = choose_voice(self.voices, voice, reference, sample_rate)
         chosen = vocoder or self.own_vocoder
 
         def spoken() -> Iterator[Sentence]:
-            for part, pieces, tokens in parts:
-                yield self._speak(part, pieces, tokens, speaker, chosen, speed, seed, options)
+            for part, tokens in parts:
+                yield self._speak(part, tokens, speaker, chosen, speed, seed, options)
 
         return spoken()
 
@@ -358,7 +357,6 @@ class Synthesizer(nn.Module):
     def _speak(
         self,
         text: str,
-        pieces: Sequence[str],
         tokens: Sequence[int],
         speaker: Tensor | None,
         vocoder: Vocoder,
@@ -384,7 +382,7 @@ class Synthesizer(nn.Module):
         alignment = alignment[:frames, : len(tokens)]
         return Sentence(
             text=text,
-            pieces=tuple(pieces),
+            pieces=tuple(self.front_end.names(tokens)),
             waveform=waveform[0, : int(sizes[0])].float().cpu(),
             mel=made.mel[0, : int(made.lengths[0])].float().cpu(),
             alignment=alignment,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from speechkit.nn.acoustic import GeneratedMel, check_speaker
 from speechkit.nn.acoustic_checks import check_mels, check_symbols
+from speechkit.nn.acoustic_outputs import full_precision
 from speechkit.nn.attention import AttentionBias, attention_bias
 from speechkit.nn.decoder_layer import TransformerDecoderLayer, causal_bias
 from speechkit.nn.dropout import Dropout
@@ -31,6 +32,8 @@ class TransformerTTS(nn.Module):
 
     The dropout of the pre-net is never turned off, as in Tacotron 2. In evaluation it is drawn from
     a generator with a seed, the same for each item, so that the same text sounds the same.
+
+    Under autocast frames and stop logits are float32: the layers that make them are not part of it.
 
     Parameters
     ----------
@@ -202,12 +205,12 @@ class TransformerTTS(nn.Module):
         masks = None if self.training else self._draw(num_steps, 0)
         x = self._embed(self.prenet(seen, masks), 0)
         x, alignment = self._through(x, causal_bias(x), memory, None, 0)
-        coarse = self.frames(x).unflatten(2, (factor, self.num_mels)).flatten(1, 2)
-        coarse = mask_padding(coarse[:, :num_frames], mel_lengths)
+        made, stop_logits = self._made(x)
+        coarse = mask_padding(made.flatten(1, 2)[:, :num_frames], mel_lengths)
         return TacotronOutput(
             coarse=coarse,
             mel=coarse + self.postnet(coarse, mel_lengths),
-            stop_logits=self.stop(x).squeeze(2),
+            stop_logits=stop_logits,
             alignment=mask_padding(alignment, step_lengths),
             step_lengths=step_lengths,
         )
@@ -250,7 +253,7 @@ class TransformerTTS(nn.Module):
             )
         memory = self._remember(tokens, token_lengths, speaker)
         max_steps = max_frames // self.reduction_factor
-        frame = memory.layers[0].keys.new_zeros(len(tokens), 1, self.num_mels)
+        frame = self.frames.weight.new_zeros(len(tokens), 1, self.num_mels)
         masks, cache = self._draw(max_steps, seed), TokenCache(self.decoder_layers)
         steps = torch.full((len(tokens),), max_steps, device=frame.device)
         stopped = torch.zeros(len(tokens), dtype=torch.bool, device=frame.device)
@@ -258,20 +261,26 @@ class TransformerTTS(nn.Module):
         for t in range(max_steps):
             x = self._embed(self.prenet(frame, [mask[t] for mask in masks]), t)
             x, alignment = self._through(x, _SEES_ALL, memory, cache, t)
-            made = self.frames(x).unflatten(2, (-1, self.num_mels)).squeeze(1)  # (B, r, M)
-            frames.append(made)
+            made, stop_logits = self._made(x)
+            frames.append(made.squeeze(1))  # (B, r, M)
             alignments.append(alignment)
-            ends = self.stop(x).sigmoid().flatten() >= stop_threshold
+            ends = stop_logits.sigmoid().flatten() >= stop_threshold
             steps = torch.where(ends & ~stopped, t + 1, steps)
             stopped = stopped | ends
             if bool(stopped.all()):
                 break
-            frame = made[:, -1:]
+            frame = made[:, :, -1]
         lengths = steps * self.reduction_factor
         coarse = mask_padding(torch.cat(frames, dim=1), lengths)
         mel = coarse + self.postnet(coarse, lengths)
         rows = torch.cat(alignments, dim=1).repeat_interleave(self.reduction_factor, dim=1)
         return GeneratedMel(mel, lengths, mask_padding(rows, lengths), stopped)
+
+    def _made(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the frames ``(B, S, r, M)`` and the stop logits ``(B, S)`` of steps."""
+        frames = full_precision(self.frames, x)
+        frames = frames.unflatten(2, (self.reduction_factor, self.num_mels))
+        return frames, full_precision(self.stop, x).squeeze(2)
 
     def _draw(self, num_steps: int, seed: int) -> list[Tensor]:
         return self.prenet.draw(num_steps, torch.Generator().manual_seed(seed))

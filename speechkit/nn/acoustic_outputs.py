@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class Prosody(NamedTuple):
@@ -47,3 +48,18 @@ class OnePassOutput(NamedTuple):
     durations: Tensor
     pitch: Prosody | None
     energy: Prosody | None
+
+
+def full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a layer whose output is a result outside autocast: eight bits would be heard.
+
+    Examples
+    --------
+    >>> layer, x = nn.Linear(2, 3), torch.ones(1, 2)
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+    ...     full_precision(layer, x.bfloat16()).dtype, layer(x).dtype
+    (torch.float32, torch.bfloat16)
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = layer(x.to(layer.weight.dtype))
+    return result

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechkit.nn.acoustic_outputs import full_precision
 from speechkit.nn.dropout import dropout
 from speechkit.nn.location_attention import AttendedMemory, AttentionState, LocationAttention
 from speechkit.nn.lstm_steps import lstm_sequence, lstm_step
@@ -198,9 +199,10 @@ class TacotronDecoder(nn.Module):
         kept = self._dropped(steps, memory, self.decoder_lstm_size, self.decoder_dropout)
         hidden = lstm_sequence(gates_of_decoder, cell.weight_hh, kept)
         out = torch.cat([hidden, contexts], dim=-1).transpose(0, 1)  # (B, S, ...)
-        frames = self.frame_output(out).reshape(len(memory), -1, self.num_mels)
+        frames = full_precision(self.frame_output, out).reshape(len(memory), -1, self.num_mels)
         alignment = torch.stack([state.looked.previous for state in states], dim=1)
-        return DecodedFrames(frames, self.stop_output(out).squeeze(-1), alignment)
+        stop_logits = full_precision(self.stop_output, out).squeeze(-1)
+        return DecodedFrames(frames, stop_logits, alignment)
 
     @torch.no_grad()
     def speak(

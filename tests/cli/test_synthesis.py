@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from speechkit.data.text_front_end import TextFrontEnd
 from speechkit.features.spectrum import LogMel
 from speechkit.models.one_pass_tts import OnePassTTS
 from speechkit.models.synthesizer import Synthesizer
+from speechkit.models.tacotron2 import Tacotron2
 from speechkit.models.vocoder import GriffinLim
 from speechkit.models.voices import VoiceTable
 from speechkit.nn.convnext import ConvNeXtEncoder
@@ -94,6 +97,63 @@ def test_a_pipe(folder: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None
     assert b"2 sentences" in output.err
 
 
+def test_the_attention_is_a_choice_of_tacotron(folder: Path, monkeypatch: Any) -> None:
+    model = synthesizer()
+    acoustic = Tacotron2(
+        num_symbols=model.front_end.vocab_size, num_mels=16, speaker_size=4, reduction_factor=2,
+        embed_dim=8, encoder_size=8, encoder_convs=1, prenet_sizes=(8, 8), attention_size=8,
+        location_channels=2, location_kernel=5, attention_lstm_size=8, decoder_lstm_size=8,
+        postnet_size=8, postnet_convs=1,
+    )  # fmt: skip
+    tacotron = Synthesizer(
+        front_end=model.front_end, acoustic=acoustic, features=features(), voices=model.voices
+    )
+    speechkit.save(tacotron, "tacotron")
+    given: list[Any] = []
+    generate = Tacotron2.generate
+
+    @functools.wraps(generate)
+    def watched(self: Tacotron2, *arguments: Any, **options: Any) -> Any:
+        given.append(options.get("attention", "soft"))
+        return generate(self, *arguments, **{**options, "max_frames": 8})
+
+    monkeypatch.setattr(Tacotron2, "generate", watched)
+    for choice in ([], ["--attention", "soft"], ["--attention", "forward"]):
+        # Nothing was learned: it does not stop by itself.
+        assert cli.main([*COMMAND, "Dog.", "--model", "tacotron", *choice]) == 1
+    assert given == ["soft", "soft", "forward"]
+
+
+def test_missing_folders_are_made(folder: Path) -> None:
+    assert cli.main([*COMMAND, "Dog.", "--out", "new/deep/out.flac"]) == 0
+    assert Path("new/deep/out.flac").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("out.mp9", "--out out.mp9: .mp9 cannot be written at 8000 Hz; take .wav"),
+        ("out", "--out out: a name without an ending cannot be written"),
+        ("out.raw", ".raw cannot be written"),
+        ("other", "--out other: is a folder; give a file, such as other/out.wav"),
+        ("clip.wav/new/out.wav", "clip.wav is a file, no folder to write into"),
+    ],
+)
+def test_where_nothing_can_be_written_is_found_before_speaking(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, out: str, said: str
+) -> None:
+    write_audio("clip.wav", torch.randn(RATE) * 0.1, RATE)
+    before = sorted(folder.rglob("*"))
+
+    def spoken(*_: Any, **__: Any) -> None:
+        raise AssertionError("it speaks")
+
+    monkeypatch.setattr(Synthesizer, "stream", spoken)
+    assert cli.main([*COMMAND, "Dog.", "--out", out]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -108,6 +168,10 @@ def test_a_pipe(folder: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None
         (["dog", "--vocoder", "other"], "holds a PReLU, which is no vocoder"),
         (["dog", "--vocoder", "vocoder_of_others"], "floor"),
         (["dog", "--speed", "0"], "speed must be from"),
+        (
+            ["dog", "--attention", "forward"],
+            "is a choice of Tacotron2; model holds a OnePassTTS, which has no such choice",
+        ),
         (["dog", "--pause", "-1"], "pause must not be negative"),
         (["--text_file", "missing.txt"], "missing.txt"),
     ],

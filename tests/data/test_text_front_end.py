@@ -13,7 +13,7 @@ from torch import nn
 import speechkit
 from speechkit.data.dataset import EncodeText, SpeechDataset
 from speechkit.data.errors import DataError
-from speechkit.data.manifest import Utterance
+from speechkit.data.manifest import Utterance, write_manifest
 from speechkit.data.text_front_end import TextFrontEnd
 from speechkit.model_folder.description import describe
 
@@ -170,3 +170,21 @@ def test_a_folder_cannot_name_other_things_of_its_modules(tmp_path: Path) -> Non
         with pytest.raises(safety.PretrainedError, match="not allowed"):
             safety.resolve_class(f"speechkit.data.text_front_end.{name}")
     assert safety.resolve_class("speechkit.data.text_front_end.TextFrontEnd") is TextFrontEnd
+
+
+def test_a_manifest_with_texts_that_cannot_be_spoken_names_the_rows(tmp_path: Path) -> None:
+    texts = ["a fox", "...", "a dog", "!"]
+    path = tmp_path / "m.jsonl"
+    write_manifest(path, [Utterance(f"u{n}", "-", 1.0, 8000, text=t) for n, t in enumerate(texts)])
+    said = r"m.jsonl: 2 texts cannot be spoken \(ids: u1, u3\); the first: nothing to speak.*'...'"
+    with pytest.raises(DataError, match=said):
+        TextFrontEnd.from_manifest(path)
+
+
+def test_ids_give_the_pieces_back() -> None:
+    front_end = TextFrontEnd.from_texts(["The fox, the dog"])
+    for text in ("The dog!", "fox, fox"):
+        assert front_end.names(front_end.encode(text)) == front_end.pieces(text)
+    for wrong in (0, front_end.vocab_size):
+        with pytest.raises(ValueError, match=f"id {wrong} is no symbol's"):
+            front_end.names([1, wrong])

@@ -126,7 +126,7 @@ def outputs(garbage: float) -> OnePassOutput:
 
 def test_one_pass_loss_does_not_see_padding() -> None:
     mels = torch.randn(3, 8, 5)
-    loss = OnePassLoss()
+    loss = OnePassLoss(binarization_start=0)
     expected = loss(outputs(0.0), mels, FRAMES, SYMBOLS)
     for i, frames in enumerate(FRAMES.tolist()):
         mels[i, frames:] = math.nan
@@ -146,8 +146,8 @@ def test_one_pass_loss_weighs() -> None:
         "duration_weight": 5.0,
         "prosody_weight": 7.0,
     }
-    ones = OnePassLoss(mel="l2", **dict.fromkeys(weights, 1.0))
-    loss = OnePassLoss(mel="l2", **weights)
+    ones = OnePassLoss(mel="l2", binarization_start=0, **dict.fromkeys(weights, 1.0))
+    loss = OnePassLoss(mel="l2", binarization_start=0, **weights)
     plain = ones(outputs(0.0), mels, FRAMES, SYMBOLS)
     found = loss(outputs(0.0), mels, FRAMES, SYMBOLS)
     factors = {"mel": 1, "alignment": 2, "binarization": 3, "duration": 5, "pitch": 7, "energy": 7}
@@ -156,6 +156,21 @@ def test_one_pass_loss_weighs() -> None:
     durations = outputs(0.0)
     wrong = durations.log_durations[0, :3] - durations.durations[0, :3].float().log()
     torch.testing.assert_close(plain["duration"][0], wrong.square().mean())
+
+
+def test_alignments_are_made_hard_after_so_many_updates() -> None:
+    mels = torch.randn(3, 8, 5)
+    full = OnePassLoss(binarization_start=0)(outputs(0.0), mels, FRAMES, SYMBOLS)["binarization"]
+    assert float(full.sum()) > 0.01
+    loss = OnePassLoss(binarization_start=3)
+    for updates, on in ((0, False), (2, False), (3, True), (math.inf, True)):
+        loss.updates = updates
+        found = loss(outputs(0.0), mels, FRAMES, SYMBOLS)
+        torch.testing.assert_close(found["binarization"], full * on)
+    # By default it is none of the first updates', which would freeze wrong durations.
+    assert float(OnePassLoss()(outputs(0.0), mels, FRAMES, SYMBOLS)["binarization"].sum()) == 0.0
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        OnePassLoss(binarization_start=-1)
 
 
 def test_unknown_distances() -> None:

@@ -275,3 +275,26 @@ def test_a_folder_keeps_it(tmp_path: Path) -> None:
     assert torch.equal(
         again.generate(*text, speaker=speaker).mel, model.generate(*text, speaker=speaker).mel
     )
+
+
+def exact(x: Tensor) -> bool:
+    """Say whether values have float32's digits, not only its type."""
+    return x.dtype == torch.float32 and bool((x != x.bfloat16().float()).any())
+
+
+def test_results_are_float32_under_autocast() -> None:
+    speech = synthetic(3, seed=1)
+    model = small(predict_energy=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(*speech[:4])
+        spoken = model.eval().generate(speech.tokens, speech.token_lengths)
+    assert exact(outputs.mel)
+    assert exact(outputs.log_durations)
+    assert exact(outputs.energy.predicted)
+    assert exact(spoken.mel)
+    wide = model.generate(speech.tokens, speech.token_lengths, durations=speech.durations)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        near = model.generate(speech.tokens, speech.token_lengths, durations=speech.durations)
+    torch.testing.assert_close(near.mel, wide.mel, atol=0.1, rtol=0.1)
+    outputs.mel.sum().backward()
+    assert bool(model.output.weight.grad.isfinite().all())  # type: ignore[union-attr]

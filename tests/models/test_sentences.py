@@ -31,8 +31,20 @@ def test_ends(text: str, parts: list[str]) -> None:
 def test_nothing_is_lost_and_nothing_is_long(text: str, most: int) -> None:
     parts = split_sentences(text, max_characters=most)
     assert "".join("".join(parts).split()) == "".join(text.split())
-    longest_word = max((len(word) for word in text.split()), default=0)
-    assert all(0 < len(part) <= max(most, longest_word) for part in parts)
+    assert all(0 < len(part) <= most for part in parts)
+
+
+def test_a_word_without_an_end_is_cut_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    word = "abcdefghij" * 1000
+    parts = split_sentences(f"A word, {word} and more.", max_characters=300)
+    assert [len(part) for part in parts] == [7, *[300] * 33, 110]
+    assert parts[-1].endswith("hij and more.")
+    assert "".join(parts).replace(" ", "") == f"Aword,{word}andmore."
+    assert "word of 10000 characters, 'abcdefghijabcdefghijabcdefghij...'" in caplog.text
+    assert "34 parts of at most 300" in caplog.text
+    caplog.clear()
+    split_sentences("as long as it may be", max_characters=4)
+    assert not caplog.records
 
 
 def test_a_limit_that_cannot_be() -> None:

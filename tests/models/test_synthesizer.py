@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,39 @@ def test_a_paragraph_of_ten_thousand_characters() -> None:
     speech = model.synthesize(text)
     assert max(len(s.text) for s in speech.sentences) <= 250
     assert "".join(s.text for s in speech.sentences).replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_word_of_ten_thousand_letters_is_spoken_in_parts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = synthesizer("tacotron")
+    spoken: list[int] = []
+    whole = model.acoustic.generate
+
+    @functools.wraps(whole)
+    def watched(tokens: Tensor, *arguments: Any, **options: Any) -> Any:
+        spoken.append(tokens.numel())
+        return whole(tokens, *arguments, **options)
+
+    model.acoustic.generate = watched  # type: ignore[method-assign]
+    speech = model.synthesize("fox" * 3000 + " jumps.", max_frames=2, pause=0.0)
+    assert len(spoken) == len(speech.sentences) == 37
+    assert max(spoken) == 251  # the end's symbol is one more
+    assert "word of 9000 characters" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["one_pass", "tacotron"])
+def test_texts_are_pronounced_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = synthesizer(kind)
+    read: list[str] = []
+    normalize = TextFrontEnd.normalize
+    monkeypatch.setattr(
+        TextFrontEnd, "normalize", lambda self, text: [read.append(text), normalize(self, text)][1]
+    )
+    speech = model.synthesize(TEXT, max_frames=4)
+    assert read == [sentence.text for sentence in speech.sentences]
+    for sentence in speech.sentences:
+        assert list(sentence.pieces) == model.front_end.pieces(sentence.text)
 
 
 def test_parts_must_agree() -> None:

@@ -132,6 +132,9 @@ def test_it_works_in_bfloat16_too() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(TOKENS, TOKEN_LENGTHS, mels(), MEL_LENGTHS)
         parts = TacotronLoss()(out, mels(), MEL_LENGTHS, TOKEN_LENGTHS)
+    for result in (out.coarse, out.mel, out.stop_logits):  # float32, and not rounded before
+        assert result.dtype == torch.float32
+        assert bool((result != result.bfloat16()).any())
     torch.stack(list(parts.values())).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -242,3 +242,23 @@ def test_a_folder_keeps_it(tmp_path: Path) -> None:
     first = model.generate(TOKENS, TOKEN_LENGTHS, speaker=speaker, max_frames=10)
     second = again.generate(TOKENS, TOKEN_LENGTHS, speaker=speaker, max_frames=10)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def exact(x: Tensor) -> bool:
+    """Say whether values have float32's digits, not only its type."""
+    return x.dtype == torch.float32 and bool((x != x.bfloat16().float()).any())
+
+
+def test_frames_and_stops_are_float32_under_autocast() -> None:
+    model = small(reduction_factor=2)
+    mels, lengths = torch.randn(3, 20, MELS), torch.tensor([20, 20, 11])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(TOKENS, TOKEN_LENGTHS, mels, lengths)
+        spoken = model.eval().generate(TOKENS, TOKEN_LENGTHS, max_frames=8, stop_threshold=NEVER)
+    for name in ("coarse", "mel", "stop_logits"):
+        assert exact(getattr(outputs, name)), name
+    assert exact(spoken.mel)
+    wide = model.generate(TOKENS, TOKEN_LENGTHS, max_frames=8, stop_threshold=NEVER)
+    torch.testing.assert_close(spoken.mel, wide.mel, atol=0.1, rtol=0.1)
+    outputs.mel.sum().backward()
+    assert bool(model.frames.weight.grad.isfinite().all())  # type: ignore[union-attr]

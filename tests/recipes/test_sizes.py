@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,35 @@ def test_parameters_of_waveform_models(path: Path, tmp_path: Path) -> None:
     model = read_hparams(small, {}, consumed=("model",)).build(["model"])["model"]
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     assert f"{count:.2f}" == stated[1]
+
+
+SPEECH = HPARAMS.parents[1] / "tts" / "hparams"
+SPEECH_STATED = re.compile(r"([\d.]+) M(?:\s#)? parameters")
+VOCABULARIES = {  # symbols and, where voices are a table, how many the corpus has
+    "fsdd_tacotron2": (20, 5), "toy_one_pass": (40, 10), "ljspeech_tacotron2": (148, 0),
+    "ljspeech_transformer_tts": (60, 0), "ljspeech_one_pass": (60, 0), "vctk_one_pass": (60, 109),
+    "libritts_zero_shot": (60, 0),
+}  # fmt: skip
+
+
+def test_every_yaml_of_speech_states_its_size() -> None:
+    assert {path.stem for path in SPEECH.glob("*.yaml")} == VOCABULARIES.keys()
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_parameters_of_acoustic_models(name: str, tmp_path: Path) -> None:
+    text = (SPEECH / f"{name}.yaml").read_text()
+    stated = SPEECH_STATED.search(text.replace("\n# ", " "))
+    part = re.search(r"^  acoustic: .*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
+    table = re.search(r"^voices: .*VoiceTable\n(?:.*\n)*?  output_size: (\d+)$", text, re.MULTILINE)
+    assert stated
+    assert part
+    symbols, voices = VOCABULARIES[name]
+    assert bool(voices) == bool(table)
+    small = tmp_path / f"{name}.yaml"
+    head = f"front_end: !new:types.SimpleNamespace\n  vocab_size: {symbols}\n"
+    small.write_text(head + textwrap.dedent(part[0]))
+    model = read_hparams(small, {}, consumed=("acoustic",)).build(["acoustic"])["acoustic"]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    count += voices * int(table[1]) if table else 0
+    assert f"{count / 1e6:.1f}" == stated[1]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import speechkit
-from speechkit.data.audio import write_audio
+from speechkit.data.audio import read_audio, write_audio
 from speechkit.data.manifest import read_manifest
 from speechkit.data.mel_files import read_mel
+from speechkit.data.trim import loudness
 from speechkit.features.spectrum import LogMel
 from speechkit.models.speaker import SpeakerEncoder
 from speechkit.models.synthesizer import Synthesizer
@@ -66,6 +67,8 @@ SMALL = {
     "ljspeech_tacotron2": [*TACOTRON, *LJSPEECH],
     "ljspeech_transformer_tts": [*TRANSFORMER, *LJSPEECH],
     "ljspeech_one_pass": [*ONE_PASS, *LJSPEECH],
+    "vctk_one_pass": [*ONE_PASS, *LJSPEECH, "--voices.output_size", "8",
+                      "--model.acoustic.speaker_size", "8"],
     "libritts_zero_shot": [*GPU, *TACOTRON, "--subsets.train", "[train-clean-100]"],
 }  # fmt: skip
 
@@ -100,6 +103,18 @@ def _ljspeech(root: Path) -> list[str]:
     return ["--root", str(root)]
 
 
+def _vctk(root: Path) -> list[str]:
+    for voice, speaker in enumerate(("p225", "p226")):
+        (root / "txt" / speaker).mkdir(parents=True)
+        for number in range(1, 9):
+            item = f"{speaker}_{number:03d}"
+            (root / "txt" / speaker / f"{item}.txt").write_text("Number one.\n")
+            tone = _tone(4 * voice + number, 48000, 1.5)
+            path = root / "wav48_silence_trimmed" / speaker / f"{item}_mic1.flac"
+            write_audio(path, tone * 0.1, 48000)
+    return ["--root", str(root)]
+
+
 def _libritts(root: Path) -> list[str]:
     for seed, subset in enumerate(("train-clean-100", "dev-clean", "test-clean")):
         for clip in range(4):
@@ -123,7 +138,7 @@ def _libritts(root: Path) -> list[str]:
 def _corpus(yaml: Path, root: Path) -> list[str]:
     if yaml.stem.startswith("toy"):
         return ["--data_folder", str(root)]
-    makers = {"fsdd": _fsdd, "ljspeech": _ljspeech, "libritts": _libritts}
+    makers = {"fsdd": _fsdd, "ljspeech": _ljspeech, "vctk": _vctk, "libritts": _libritts}
     return makers[yaml.stem.split("_")[0]](root)
 
 
@@ -158,9 +173,11 @@ def test_yaml(
     assert isinstance(model, Synthesizer)
     _check_mels(tmp_path / "mels", model)
     options: dict[str, Any] = {"voice": model.voice_names[0]} if model.voice_names else {}
+    if yaml.stem == "vctk_one_pass":
+        _check_loudness(tmp_path / "mels")
     if yaml.stem == "libritts_zero_shot":
         options = {"reference": _tone(1, 16000, 1.0), "sample_rate": 16000}
-    said = "number one" if yaml.stem.startswith("l") else "one"
+    said = "number one" if yaml.stem.startswith(("l", "v")) else "one"
     assert torch.isfinite(model.synthesize(said, max_frames=60, **options).waveform).all()
 
 
@@ -171,6 +188,12 @@ def _check_mels(folder: Path, model: Synthesizer) -> None:
         mel = read_mel(utterance.extra["mel"], model.features)
         samples = round(utterance.duration * model.sample_rate)
         assert len(mel) == samples // model.features.hop_length + 1
+
+
+def _check_loudness(folder: Path) -> None:
+    """What the mels are made of has one loudness; the corpus was 20 dB softer."""
+    waveform, rate = read_audio(read_manifest(folder / "train.jsonl")[0].audio)
+    assert loudness(waveform, rate) == pytest.approx(-23.0, abs=0.2)
 
 
 def test_a_test_measures_words_and_voices(
@@ -233,8 +256,14 @@ def _check_fine_tuning(recipe: Callable[[str], ModuleType], arguments: list[str]
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--sentences", "[привет]"], "outside the symbols of this voice"),
-        (["--spoken_test.recognizer", "missing"], "missing"),
+        (["--sentences", "[привет]"], "sentences: 'привет' cannot be spoken: outside the symbols"),
+        (["--spoken_test.vocoder", "missing"], "spoken_test.vocoder: missing: there is no such"),
+        (
+            ["--spoken_test.recognizer", "encoder"],
+            "spoken_test.recognizer: encoder holds a PReLU, which is no recognizer; give a model "
+            "folder that recipes/asr made",
+        ),
+        (["--voices.names", "[ann]"], "speakers whom voices.names does not have: train-bob-0000"),
         (["--model.acoustic.speaker_size", "5"], "speaker_size of the acoustic model is 5"),
     ],
 )
@@ -247,6 +276,7 @@ def test_mistakes_are_found_before_training(
         str(RECIPE / "hparams/fsdd_tacotron2.yaml"), *_fsdd(tmp_path / "corpus"),
         "--output_folder", "run", *TINY, *SMALL["fsdd_tacotron2"], *change,
     ]  # fmt: skip
+    speechkit.save(torch.nn.PReLU(), "encoder")
     with pytest.raises(SystemExit):
         run(recipe("tts").TextToSpeech, arguments)
     assert said in capsys.readouterr().err
