@@ -5,7 +5,8 @@
 
 Each recording is compared with the RTTM file of its name, in conditions: with the number of
 speakers estimated, with the true number given, and with one speaker for all that is heard, which is
-the floor. Speech is found by energy, unless --true_speech takes it from the reference.
+the floor. Speech is found by energy, and nobody speaks at once, unless --activity names a detector
+of both; --true_speech takes the speech from the reference.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from speechkit.models.speaker import SpeakerEncoder
 from speechkit.report import SECTIONS, worst_utterances, write_report
 from speechkit.results import RunResults, write_test
 from speechkit.run import command_line
-from speechkit.speakers.activity import energy_activity
+from speechkit.speakers.activity import open_detectors
 from speechkit.speakers.diarization import Diarizer
 from speechkit.speakers.rttm import read_rttm
 
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hop", type=float, default=0.5, help="seconds (default: %(default)s)")
     parser.add_argument("--max_speakers", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--threshold", type=float, help="(default: the model's own)")
-    parser.add_argument("--overlap_margin", type=float, help="see speechkit.speakers.diarization")
+    parser.add_argument("--activity", help="a model folder that finds speech and overlap")
     parser.add_argument("--true_speech", action="store_true", help="speech is where the RTTM says")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -74,7 +75,7 @@ def diarize(options: argparse.Namespace) -> None:
         hop=options.hop,
         max_speakers=options.max_speakers,
         threshold=model.decision_threshold if options.threshold is None else options.threshold,
-        overlap_margin=options.overlap_margin,
+        **open_detectors(options.activity, device=options.device)._asdict(),
     )
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in CONDITIONS}
     for path in recordings(options.audio):
@@ -128,7 +129,8 @@ def compare(
     info = audio_info(path)
     duration = info.num_samples / info.sample_rate
     waveform, _ = read_audio(path, sample_rate=diarizer.sample_rate)
-    regions = spoken(reference) if true_speech else energy_activity(waveform, diarizer.sample_rate)
+    rate = diarizer.sample_rate
+    regions = spoken(reference) if true_speech else diarizer.activity(waveform, rate)
     regions = [(start, min(end, duration)) for start, end in regions if start < duration]
     number = len({turn.speaker for turn in reference})
     found = {

@@ -39,6 +39,11 @@ def add_commands(add: Add) -> None:
         "are alike (default: the model's own; without one, speakers are counted by clusters alone)",
     )  # fmt: skip
     sub.add_argument(
+        "--activity", metavar="FOLDER",
+        help="a model folder that finds speech, and where two speak at once, who then get a turn "
+        "each (default: speech is what is loud, and one speaks at a time)",
+    )  # fmt: skip
+    sub.add_argument(
         "--out", default=".", metavar="DIR",
         help="where FILE.rttm goes, in the place of an older one (default: here)",
     )  # fmt: skip
@@ -49,6 +54,8 @@ def add_commands(add: Add) -> None:
 
 
 def _diarize(options: argparse.Namespace) -> int:
+    from speechkit.parallel import check_device
+    from speechkit.speakers.activity import open_detectors
     from speechkit.speakers.diarization import Diarizer
     from speechkit.speakers.rttm import write_rttm
 
@@ -60,6 +67,7 @@ def _diarize(options: argparse.Namespace) -> int:
         hop=options.hop,
         max_speakers=options.max_speakers,
         threshold=model.decision_threshold if options.threshold is None else options.threshold,
+        **open_detectors(options.activity, device=check_device(options.device))._asdict(),
     )
     names = {file: "_".join(Path(file).stem.split()) for file in options.files}
     if not options.json and len(set(names.values())) < len(names):

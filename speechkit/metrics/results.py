@@ -99,6 +99,7 @@ SCORERS: Mapping[str, Scorer] = _Scorers(
         "speaker": "speechkit.metrics.verification_results:summarize_with_intervals",
         "tts": "speechkit.metrics.tts_results:summarize",
         "vocoder": "speechkit.metrics.vocoder_results:summarize",
+        "voice_activity": "speechkit.metrics.voice_activity:summarize",
     }
 )
 """From a recipe's per-utterance rows to its results: ``SCORERS["asr"](rows)``."""

@@ -1,10 +1,15 @@
-"""Where somebody speaks, by energy: for recordings whose background is quieter than the speech."""
+"""Where somebody speaks: runs of active frames, and energy as the simplest way to find them.
+
+Energy cannot tell speech from noise, nor two voices from one: for recordings whose background is
+quieter than the speech. `speechkit.models.voice_activity` has learnt both.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -114,12 +119,100 @@ def energy_activity(
     """
     active = active_frames(waveform, sample_rate)
     duration = len(waveform) / sample_rate
-    edges = torch.diff(active.int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
-    starts = (torch.nonzero(edges == 1).flatten().double() * HOP_SECONDS).tolist()
-    last = torch.nonzero(edges == -1).flatten() - 1
-    ends = (last.double() * HOP_SECONDS + FRAME_SECONDS).clamp_max(duration).tolist()
+    spans = [
+        (first * HOP_SECONDS, min((last - 1) * HOP_SECONDS + FRAME_SECONDS, duration))
+        for first, last in runs(active)
+    ]
+    return smooth_regions(
+        spans, duration, min_silence=min_silence, min_speech=min_speech, padding=padding
+    )
+
+
+def runs(active: Tensor) -> list[tuple[int, int]]:
+    """List where a row of booleans is True, as first index and the one after the last.
+
+    Examples
+    --------
+    >>> runs(torch.tensor([True, False, True, True]))
+    [(0, 1), (2, 4)]
+    """
+    edge = torch.zeros(1, dtype=torch.int8, device=active.device)
+    change = torch.diff(active.to(torch.int8), prepend=edge, append=edge)
+    starts, ends = (torch.nonzero(change == sign).flatten().tolist() for sign in (1, -1))
+    return list(zip(starts, ends))
+
+
+def hysteresis(scores: Tensor, *, onset: float, offset: float) -> Tensor:
+    """Mark frames from where a score exceeds `onset` to before it falls below `offset`.
+
+    Gelly and Gauvain (2015), "Minimum word error training of RNN-based voice activity detection",
+    section 2: two thresholds keep a score near one of them from switching at every frame.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Shape ``(T,)``.
+    onset, offset : float
+        Equal ones are a single threshold.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(T,)``, bool.
+
+    Raises
+    ------
+    ValueError
+        If `offset` is above `onset`.
+
+    Examples
+    --------
+    >>> hysteresis(torch.tensor([0.4, 0.6, 0.4, 0.2, 0.4]), onset=0.5, offset=0.3).int().tolist()
+    [0, 1, 1, 0, 0]
+    """
+    if offset > onset:
+        raise ValueError(f"offset must be at most onset={onset}, is {offset}")
+    active = torch.zeros(len(scores), dtype=torch.bool)
+    # Whatever holds on is a run; it counts from its first frame that would have started it.
+    for first, last in runs(scores >= offset):
+        above = torch.nonzero(scores[first:last] > onset).flatten()
+        if len(above):
+            active[first + int(above[0]) : last] = True
+    return active
+
+
+def smooth_regions(
+    spans: Sequence[Region],
+    duration: float,
+    *,
+    min_silence: float,
+    min_speech: float,
+    padding: float,
+) -> list[Region]:
+    """Close short gaps, then drop what is short, then widen what is left.
+
+    Parameters
+    ----------
+    spans : sequence of (float, float)
+        Start and end in seconds, sorted and apart.
+    duration : float
+        Of the recording.
+    min_silence, min_speech, padding : float
+        As in :func:`energy_activity`.
+
+    Returns
+    -------
+    list of (float, float)
+        Sorted and apart.
+
+    Examples
+    --------
+    >>> smooth_regions([(1.0, 2.0), (2.1, 3.0), (5.0, 5.1)], 9.0,
+    ...     min_silence=0.3, min_speech=0.2, padding=0.5)
+    [(0.5, 3.5)]
+    """
     joined: list[list[float]] = []
-    for start, end in zip(starts, ends):
+    for start, end in spans:
         if joined and start - joined[-1][1] < min_silence:
             joined[-1][1] = end
         else:
@@ -132,3 +225,54 @@ def energy_activity(
         left = max(start - padding, (before + start) / 2, 0.0)
         padded.append((left, min(end + padding, (end + after) / 2, duration)))
     return padded
+
+
+class Detectors(NamedTuple):
+    """What a `speechkit.speakers.diarization.Diarizer` knows of a recording: by default, energy."""
+
+    activity: Activity = energy_activity
+    overlap: Activity | None = None
+
+
+def open_detectors(
+    folder: str | os.PathLike[str] | None, *, device: str | torch.device = "cpu"
+) -> Detectors:
+    """Open a model folder that finds speech and overlap.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Of a `speechkit.models.voice_activity.VoiceActivity`; without one, it is energy.
+    device : str or torch.device
+        Where the model runs.
+
+    Returns
+    -------
+    Detectors
+        Without overlap where the model was not made for it.
+
+    Raises
+    ------
+    DataError
+        If the folder holds another model.
+    PretrainedError
+        As `speechkit.load`.
+
+    Examples
+    --------
+    >>> open_detectors(None).overlap is None
+    True
+    """
+    if folder is None:
+        return Detectors()
+    import speechkit
+    from speechkit.data.errors import DataError
+    from speechkit.models.voice_activity import VoiceActivity
+
+    model = speechkit.load(folder, device=device)  # type: ignore[arg-type]
+    if not isinstance(model, VoiceActivity):
+        raise DataError(
+            f"{os.fspath(folder)}: holds a {type(model).__name__}, which does not find speech; "
+            "give the folder of a voice activity detector"
+        )
+    return Detectors(model.activity, model.overlap if model.num_levels > 1 else None)

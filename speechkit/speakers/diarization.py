@@ -10,25 +10,42 @@
     turns     |---1---|----2----|        |--1---|       borders lie midway between windows' centers
 
 Each moment belongs to the window whose center is nearest, and a window to one speaker. So where two
-speak at once, one of the two is found and the other one is missed (and counts so in the error
-rate), unless `overlap_margin` is given: then a window whose embedding is nearly as much like a
-second speaker's mean is both speakers'.
+speak at once, one of them is missed (and counts so in the error rate), unless `overlap` says where
+that is::
+
+    overlap              |----|
+    windows   [-----]                       alone: these are clustered
+                    [-----]                 mostly in the overlap: joins the nearest speakers' mean
+                           [-----]
+    turns     |----1----------|             the overlap is its window's two nearest speakers', and
+                         |-----2-----|      begins and ends where it was found to
+
+The voice of two is no third speaker's. But who is never heard alone can be known by it only: where
+the windows of one voice hold fewer speakers than there must be (two where there is overlap, or the
+number given), the windows of the overlap stand for the others.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from speechkit.metrics.diarization import Region, Turn
 from speechkit.speakers.activity import Activity, energy_activity
-from speechkit.speakers.clustering import spectral_clustering
+from speechkit.speakers.clustering import (
+    in_order_of_appearance,
+    merge_alike,
+    spectral_clustering,
+)
 from speechkit.speakers.scores import cosine_scores, speaker_means
 from speechkit.speakers.trials import Embed
+
+_Span: TypeAlias = tuple[int, int]  # samples
 
 _LEAST_WINDOW = 0.5  # seconds that a shorter stretch of speech is widened to
 
@@ -65,11 +82,12 @@ class Diarizer:
     threshold : float, optional
         Cosine from which on two embeddings are one speaker's (the model's calibrated one): then
         clusters that alike become one. See `speechkit.speakers.clustering.spectral_clustering`.
-    overlap_margin : float, optional
-        A window is also a second speaker's, where the cosine with that speaker's mean is at most
-        this much lower. By default it never is.
     activity : callable
-        Waveform and rate to the stretches of speech; a learned voice activity detector fits here.
+        Waveform and rate to the stretches of speech: by energy, or the ``activity`` of a
+        `speechkit.models.voice_activity.VoiceActivity`.
+    overlap : callable, optional
+        Waveform and rate to the stretches in which two speak at once: ``overlap`` of the same. By
+        default nobody ever does.
     batch_size : int
         Windows given to `embed` at once.
 
@@ -102,8 +120,8 @@ class Diarizer:
         min_speakers: int = 1,
         max_speakers: int = 8,
         threshold: float | None = None,
-        overlap_margin: float | None = None,
         activity: Activity = energy_activity,
+        overlap: Activity | None = None,
         batch_size: int = 64,
     ) -> None:
         if not 0 < hop <= window or round(hop * sample_rate) < 1:
@@ -113,8 +131,6 @@ class Diarizer:
                 f"need 1 <= min_speakers <= max_speakers and batch_size >= 1, got {min_speakers}, "
                 f"{max_speakers} and {batch_size}"
             )
-        if overlap_margin is not None and overlap_margin < 0:
-            raise ValueError(f"overlap_margin must be at least 0, is {overlap_margin}")
         self.embed = embed
         self.sample_rate = sample_rate
         self.window = window
@@ -122,8 +138,8 @@ class Diarizer:
         self.min_speakers = min_speakers
         self.max_speakers = max_speakers
         self.threshold = threshold
-        self.overlap_margin = overlap_margin
         self.activity = activity
+        self.overlap = overlap
         self.batch_size = batch_size
 
     def __call__(
@@ -166,26 +182,21 @@ class Diarizer:
         if regions is None:
             regions = self.activity(waveform, self.sample_rate)
         spans = self._sample_spans(regions, len(waveform))
-        windows = [window for span in spans for window in self._cut(*span)]
+        windows = [self._cut(*span) for span in spans]
         if not windows:
             return Diarization([], [], torch.zeros(0, 0))
-        embeddings = self._embed(waveform, windows)
-        labels = spectral_clustering(
-            embeddings,
-            num_speakers=num_speakers,
-            min_speakers=min(self.min_speakers, len(windows)),
-            max_speakers=self.max_speakers,
-            threshold=self.threshold,
-        )
-        means, _ = speaker_means(embeddings, labels.tolist())
-        speakers = [f"speaker_{number}" for number in range(1, len(means) + 1)]
-        active = self._active(embeddings, labels, means)
-        turns = self._turns(spans, windows, active, speakers)
-        return Diarization(turns, speakers, means)
+        found = [] if self.overlap is None else self.overlap(waveform, self.sample_rate)
+        shared = self._sample_spans(found, len(waveform))
+        flat = [window for own in windows for window in own]
+        alone = torch.tensor([2 * _common(window, shared) <= _size(window) for window in flat])
+        embeddings = self._embed(waveform, flat)
+        labels, means = self._cluster(embeddings, alone, num_speakers)
+        turns = self._turns(spans, windows, alone, shared, _pairs(embeddings, labels, means))
+        return Diarization(turns, [_name(number) for number in range(len(means))], means)
 
-    def _sample_spans(self, regions: Sequence[Region], total: int) -> list[tuple[int, int]]:
+    def _sample_spans(self, regions: Sequence[Region], total: int) -> list[_Span]:
         """Give stretches of speech in samples, without empty ones."""
-        spans: list[tuple[int, int]] = []
+        spans: list[_Span] = []
         for start, end in regions:
             first, last = round(start * self.sample_rate), round(end * self.sample_rate)
             before = spans[-1][1] if spans else 0
@@ -199,7 +210,7 @@ class Diarizer:
                 spans.append((first, min(last, total)))
         return spans
 
-    def _cut(self, first: int, last: int) -> list[tuple[int, int]]:
+    def _cut(self, first: int, last: int) -> list[_Span]:
         """Cut a stretch into windows; the last one ends where the stretch does."""
         size, hop = round(self.window * self.sample_rate), round(self.hop * self.sample_rate)
         if last - first <= size:
@@ -207,7 +218,7 @@ class Diarizer:
         starts = [*range(first, last - size, hop), last - size]
         return [(start, start + size) for start in starts]
 
-    def _embed(self, waveform: Tensor, windows: Sequence[tuple[int, int]]) -> Tensor:
+    def _embed(self, waveform: Tensor, windows: Sequence[_Span]) -> Tensor:
         least = round(min(_LEAST_WINDOW, self.window) * self.sample_rate)
         pieces = []
         for first, last in windows:
@@ -225,50 +236,121 @@ class Diarizer:
             found.append(out.float().cpu())
         return torch.cat(found).clone()
 
-    def _active(self, embeddings: Tensor, labels: Tensor, means: Tensor) -> Tensor:
-        """Which speakers each window has, shape (N, S), bool."""
-        own = torch.nn.functional.one_hot(labels, len(means)).bool()
-        if self.overlap_margin is None or len(means) == 1:
-            return own
-        scores = cosine_scores(embeddings, means)
-        score_of_own = scores.gather(1, labels[:, None])
-        others = scores.masked_fill(own, float("-inf"))
-        second = torch.nn.functional.one_hot(others.argmax(dim=1), len(means)).bool()
-        near = others.amax(dim=1, keepdim=True) >= score_of_own - self.overlap_margin
-        return own | (second & near)
+    def _cluster(
+        self, embeddings: Tensor, alone: Tensor, num_speakers: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tell whose each window is, ``(N,)``, and give the speakers' means ``(S, D)``."""
+        labels = self._labels(embeddings, alone, num_speakers)
+        own = labels >= 0
+        means, names = speaker_means(embeddings[own], labels[own].tolist())
+        order = {name: number for number, name in enumerate(names)}
+        nearest = cosine_scores(embeddings, means).argmax(dim=1).tolist()
+        numbers = [order.get(label, near) for label, near in zip(labels.tolist(), nearest)]
+        # A window that joined a mean may be its speaker's first.
+        appeared = list(dict.fromkeys(numbers))
+        place = {number: i for i, number in enumerate(appeared)}
+        return torch.tensor([place[number] for number in numbers]), means[appeared]
+
+    def _labels(self, embeddings: Tensor, alone: Tensor, num_speakers: int | None) -> Tensor:
+        """Cluster the windows that speakers are known by; -1 for the others."""
+        size, heard = len(embeddings), int(alone.sum())
+        mixed = heard < size
+        least = min(max(self.min_speakers, 2 if mixed else 1), self.max_speakers, size)
+
+        def cluster(chosen: Tensor, number: int | None, least: int = 1) -> Tensor:
+            return spectral_clustering(
+                embeddings[chosen],
+                num_speakers=number,
+                min_speakers=least,
+                max_speakers=self.max_speakers,
+                threshold=self.threshold,
+            )
+
+        everything = torch.ones_like(alone)
+        wanted = num_speakers or least
+        if not mixed or not heard or wanted > size:
+            return cluster(everything, num_speakers, least)
+        found = cluster(alone, num_speakers and min(num_speakers, heard))
+        if num_speakers and self.threshold is not None:  # one voice may have been cut in several
+            found = merge_alike(embeddings[alone], found, self.threshold)
+        found = in_order_of_appearance(found)
+        missing = wanted - (int(found.max()) + 1)
+        if missing > size - heard:
+            return cluster(everything, wanted)
+        labels = torch.full((size,), -1)
+        labels[alone] = found
+        if missing > 0:
+            labels[~alone] = int(found.max()) + 1 + cluster(~alone, missing)
+        return labels
 
     def _turns(
         self,
-        spans: Sequence[tuple[int, int]],
-        windows: Sequence[tuple[int, int]],
-        active: Tensor,
-        speakers: Sequence[str],
+        spans: Sequence[_Span],
+        windows: Sequence[Sequence[_Span]],
+        alone: Tensor,
+        shared: Sequence[_Span],
+        pairs: Sequence[Sequence[int]],
     ) -> list[Turn]:
         """Let each window stand for the time around its center, and join what touches."""
-        turns: list[Turn] = []
-        open_turns: dict[int, list[int]] = {}
-        ends = dict(spans)
-        for number, (first, last) in enumerate(windows):
-            if first in ends:  # a stretch begins with its first window
-                start, end = first, ends[first]
+        if max(len(pair) for pair in pairs) < 2:
+            shared = []
+        pieces: list[tuple[int, int, int]] = []  # speaker, first and last sample
+        number = 0
+        for span, own in zip(spans, windows):
+            rows = range(number, number + len(own))
+            number += len(own)
+            # Outside of the overlap a window of one voice knows better, where there is one.
+            single = [i for i in rows if alone[i]] or list(rows)
+            for cell, i in _cells(span, [own[j - rows.start] for j in single], single):
+                pieces += [(pairs[i][0], *piece) for piece in _outside(cell, shared)]
+            for cell, i in _cells(span, own, rows):
+                pieces += [(s, *piece) for piece in _inside(cell, shared) for s in pairs[i]]
+        turns: list[list[int]] = []
+        for speaker, first, last in sorted(pieces):
+            if turns and turns[-1][0] == speaker and turns[-1][2] == first:
+                turns[-1][2] = last
             else:
-                start = _midway(windows[number - 1], (first, last))
-            inner = last < end
-            stop = _midway((first, last), windows[number + 1]) if inner else end
-            for speaker, is_active in enumerate(active[number].tolist()):
-                span = open_turns.get(speaker)
-                if span is not None and (not is_active or span[1] != start):
-                    turns.append(self._turn(open_turns.pop(speaker), speakers[speaker]))
-                    span = None
-                if is_active:
-                    open_turns[speaker] = [start if span is None else span[0], stop]
-        turns += [self._turn(span, speakers[speaker]) for speaker, span in open_turns.items()]
-        return sorted(turns)
-
-    def _turn(self, span: Sequence[int], speaker: str) -> Turn:
-        return Turn(span[0] / self.sample_rate, span[1] / self.sample_rate, speaker)
+                turns.append([speaker, first, last])
+        rate = self.sample_rate
+        return sorted(Turn(first / rate, last / rate, _name(s)) for s, first, last in turns)
 
 
-def _midway(first: tuple[int, int], second: tuple[int, int]) -> int:
-    """Return the sample midway between two windows' centers."""
-    return (sum(first) + sum(second)) // 4
+def _pairs(embeddings: Tensor, labels: Tensor, means: Tensor) -> list[list[int]]:
+    """Of each window its speaker and, where there are several, the nearest other one."""
+    if len(means) == 1:
+        return [[0]] * len(labels)
+    scores = cosine_scores(embeddings, means).scatter(1, labels[:, None], float("-inf"))
+    return torch.stack([labels, scores.argmax(dim=1)], dim=1).tolist()
+
+
+def _name(speaker: int) -> str:
+    return f"speaker_{speaker + 1}"
+
+
+def _cells(
+    span: _Span, windows: Sequence[_Span], numbers: Sequence[int]
+) -> Iterator[tuple[_Span, int]]:
+    """Divide a stretch among windows: borders lie midway between two centers."""
+    borders = [(sum(one) + sum(other)) // 4 for one, other in itertools.pairwise(windows)]
+    edges = [span[0], *borders, span[1]]
+    yield from zip(itertools.pairwise(edges), numbers)
+
+
+def _size(span: _Span) -> int:
+    return span[1] - span[0]
+
+
+def _inside(span: _Span, shared: Sequence[_Span]) -> list[_Span]:
+    """Give the parts of a stretch that are in others, which are sorted and apart."""
+    cut = [(max(span[0], first), min(span[1], last)) for first, last in shared]
+    return [piece for piece in cut if _size(piece) > 0]
+
+
+def _outside(span: _Span, shared: Sequence[_Span]) -> list[_Span]:
+    """Give the parts of a stretch that are in none of the others."""
+    edges = [span[0], *itertools.chain(*_inside(span, shared)), span[1]]
+    return [piece for piece in zip(edges[::2], edges[1::2]) if _size(piece) > 0]
+
+
+def _common(span: _Span, shared: Sequence[_Span]) -> int:
+    return sum(map(_size, _inside(span, shared)))

@@ -16,6 +16,8 @@ from speechkit.cli.speaker import fingerprint
 from speechkit.data.audio import write_audio
 from speechkit.features.spectrum import LogMel
 from speechkit.models.speaker import SpeakerEncoder
+from speechkit.models.voice_activity import VoiceActivity
+from speechkit.nn.conv import ConvEncoder
 from speechkit.nn.pooling import EmbeddingLayer, StatisticsPooling
 from speechkit.nn.xvector import XVectorEncoder
 from speechkit.speakers.rttm import read_rttm
@@ -173,6 +175,26 @@ def test_diarize(work: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     command[1] = "silence.wav"
     assert cli.main(["diarize", "silence.wav", "--model", models["plain"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["turns"] == []
+
+
+def test_diarize_with_a_detector(
+    work: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A detector that hears two always gives both of them the whole recording."""
+    detector = VoiceActivity(
+        features=LogMel(sample_rate=RATE, n_fft=200, hop_length=80, num_mels=8),
+        encoder=ConvEncoder(input_size=8, channels=(4,), strides=(2,)),
+        sample_rate=RATE,
+    )
+    for parameter in detector.parameters():
+        nn.init.ones_(parameter)
+    speechkit.save(detector, work / "detector")
+    command = ["diarize", "both talk.wav", "--model", models["plain"], "--num_speakers", "2"]
+    assert cli.main([*command, "--json", "--activity", "detector"]) == 0
+    turns = json.loads(capsys.readouterr().out)["turns"]
+    assert turns == [[0.0, 10.0, "speaker_1"], [0.0, 10.0, "speaker_2"]]
+    assert cli.main([*command, "--json", "--activity", models["no-voices"]]) == 2
+    assert "holds a PReLU, which does not find speech" in capsys.readouterr().err
 
 
 def test_another_model_is_an_error(

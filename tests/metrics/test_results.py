@@ -28,9 +28,9 @@ def test_scorers() -> None:
     assert "asr" in SCORERS
     assert list(SCORERS) == [
         "asr", "classification", "codec", "codes", "diarization", "folds", "lm", "separation",
-        "speaker", "tts", "vocoder",
+        "speaker", "tts", "vocoder", "voice_activity",
     ]  # fmt: skip
-    assert len(SCORERS) == 11
+    assert len(SCORERS) == 12
     with pytest.raises(KeyError, match="there are: asr, classification, codec, codes, diariza"):
         SCORERS["nothing"]
 

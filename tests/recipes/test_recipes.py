@@ -192,6 +192,7 @@ def test_every_yaml_has_a_test() -> None:
         "speaker",
         "tts",
         "vocoder",
+        "voice_activity",
     }, "a new task needs a test like these"
 
 

@@ -24,6 +24,8 @@ from speechkit.features.spectrum import LogMel
 from speechkit.hparams import read_hparams
 from speechkit.metrics.diarization import Turn
 from speechkit.models.speaker import SpeakerEncoder
+from speechkit.models.voice_activity import VoiceActivity
+from speechkit.nn.conv import ConvEncoder
 from speechkit.nn.pooling import EmbeddingLayer, StatisticsPooling
 from speechkit.nn.xvector import XVectorEncoder
 from speechkit.results import RunResults, read_rows, score_folder
@@ -382,6 +384,19 @@ def test_diarize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<h4>a, DER") == 3
     assert "Worst utterances" not in page
+    # With a detector that hears two always, one of them is a false alarm everywhere.
+    detector = VoiceActivity(
+        features=LogMel(num_mels=8),
+        encoder=ConvEncoder(input_size=8, channels=(4,), strides=(2,)),
+    )
+    for parameter in detector.parameters():
+        torch.nn.init.ones_(parameter)
+    speechkit.save(detector, tmp_path / "detector")
+    monkeypatch.setattr("sys.argv", [*arguments[:-1], "--activity", str(tmp_path / "detector")])
+    assert module.main() == 0
+    results = RunResults.read(tmp_path / "out/RESULTS.json").results
+    alarms = {r.metric: r.value for r in results["test@given-number"]}
+    assert alarms["false alarm"] == pytest.approx(100.0)
     (tmp_path / "rttm/a.rttm").unlink()
     assert module.main() == 1
     assert "a.rttm: cannot be read" in capsys.readouterr().err

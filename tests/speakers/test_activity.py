@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from speechkit.speakers.activity import active_frames, energy_activity
+import speechkit
+from speechkit.data.errors import DataError
+from speechkit.speakers.activity import (
+    Detectors,
+    active_frames,
+    energy_activity,
+    hysteresis,
+    open_detectors,
+    runs,
+    smooth_regions,
+)
 
 RATE = 8000
 
@@ -56,3 +66,43 @@ def test_frames_are_independent_of_level():
 def test_bad_waveforms_are_refused(bad):
     with pytest.raises(ValueError, match="finite samples"):
         energy_activity(bad, RATE)
+
+
+def test_runs():
+    assert runs(torch.tensor([], dtype=torch.bool)) == []
+    assert runs(torch.tensor([False, False])) == []
+    assert runs(torch.tensor([True, True, False, True])) == [(0, 2), (3, 4)]
+
+
+def binarize(scores, onset, offset):
+    """Give the frames as a loop over them would: pyannote.audio's Binarize, frame by frame."""
+    active, found = False, []
+    for score in scores.tolist():
+        active = score >= offset if active else score > onset
+        found.append(active)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hysteresis_is_that_of_a_loop(seed):
+    scores = torch.rand(200, generator=torch.Generator().manual_seed(seed))
+    for onset, offset in ((0.5, 0.5), (0.8, 0.2), (0.6, 0.4)):
+        assert hysteresis(scores, onset=onset, offset=offset).tolist() == binarize(
+            scores, onset, offset
+        )
+    with pytest.raises(ValueError, match=r"offset must be at most onset=0\.2"):
+        hysteresis(scores, onset=0.2, offset=0.5)
+
+
+def test_smoothing_closes_before_it_drops():
+    spans = [(1.0, 1.1), (1.15, 1.3), (4.0, 4.1)]
+    options = {"min_speech": 0.2, "padding": 0.0}
+    assert smooth_regions(spans, 5.0, min_silence=0.1, **options) == [(1.0, 1.3)]
+    assert smooth_regions(spans, 5.0, min_silence=0.0, **options) == []
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    assert open_detectors(None) == Detectors(energy_activity, None)
+    speechkit.save(torch.nn.PReLU(), tmp_path / "model")
+    with pytest.raises(DataError, match="holds a PReLU, which does not find speech"):
+        open_detectors(tmp_path / "model")

@@ -81,17 +81,74 @@ def test_silence_has_no_turns():
     assert (found.turns, found.speakers, len(found.embeddings)) == ([], [], 0)
 
 
-def test_two_at_once_are_both_found_only_with_a_margin():
-    reference = [Turn(0, 12, "a"), Turn(8, 20, "b")]
-    waveform = sound(reference, 20)
+def both_in(reference):
+    """Give the stretches in which two of the reference's turns are, as a detector would."""
+    pairs = itertools.combinations(reference, 2)
+    common = [(max(a.start, b.start), min(a.end, b.end)) for a, b in pairs]
+    return lambda waveform, rate: sorted(span for span in common if span[0] < span[1])
+
+
+def test_two_at_once_are_both_found_where_overlap_is_known():
+    reference = [Turn(0, 12, "a"), Turn(8, 20, "b"), Turn(21, 26, "a")]
+    waveform = sound(reference, 26)
     plain = Diarizer(embed, sample_rate=RATE)(waveform, num_speakers=2)
     missed = diarization_errors(reference, plain.turns, collar=0.25)
     assert missed.missed > 3
     assert missed.confusion + missed.false_alarm < 0.5
-    both = Diarizer(embed, sample_rate=RATE, overlap_margin=0.3)(waveform, num_speakers=2)
-    errors = diarization_errors(reference, both.turns, collar=0.25)
-    assert errors.errors < 0.5 * missed.errors
-    assert any(one.end > other.start + 1 for one, other in itertools.pairwise(both.turns))
+    knowing = Diarizer(embed, sample_rate=RATE, overlap=both_in(reference))
+    for number in (None, 2):
+        both = knowing(waveform, num_speakers=number)
+        assert len(both.speakers) == 2
+        assert diarization_errors(reference, both.turns, collar=0.1).rate < 0.5
+    # The overlap's borders are those that were found, to the sample.
+    assert both.turns[0] == Turn(0.0, 12.0, "speaker_1")
+    assert both.turns[1].start == 8.0
+
+
+def test_the_voice_of_two_is_no_speaker():
+    # By numbers the three mixtures are as much as each of the voices.
+    reference = [
+        turn
+        for start in (0, 16, 32)
+        for turn in (Turn(start, start + 9, "a"), Turn(start + 5, start + 14, "b"))
+    ]
+    waveform = sound(reference, 46)
+    assert len(Diarizer(embed, sample_rate=RATE)(waveform).speakers) == 3
+    found = Diarizer(embed, sample_rate=RATE, overlap=both_in(reference))(waveform)
+    assert len(found.speakers) == 2
+    assert diarization_errors(reference, found.turns, collar=0.25).rate < 1
+
+
+@pytest.mark.parametrize("number", [None, 2])
+def test_who_is_never_alone_is_known_by_the_overlap(number):
+    reference = [Turn(0, 20, "a"), Turn(6, 12, "c")]
+    waveform = sound(reference, 20)
+    diarizer = Diarizer(embed, sample_rate=RATE, threshold=0.4, overlap=both_in(reference))
+    found = diarizer(waveform, num_speakers=number)
+    assert found.turns == [Turn(0.0, 20.0, "speaker_1"), Turn(6.0, 12.0, "speaker_2")]
+    # The number alone, without a place for the second voice, cuts the first.
+    blind = Diarizer(embed, sample_rate=RATE, threshold=0.4)(waveform, num_speakers=2)
+    assert diarization_errors(reference, blind.turns).rate > 10
+
+
+def test_of_three_the_two_nearest_are_in_the_overlap():
+    reference = [Turn(0, 6, "a"), Turn(7, 13, "b"), Turn(14, 22, "c"), Turn(18, 26, "a")]
+    found = Diarizer(embed, sample_rate=RATE, overlap=both_in(reference))(
+        sound(reference, 26), num_speakers=3
+    )
+    assert len(found.speakers) == 3
+    assert diarization_errors(reference, found.turns, collar=0.25).rate < 1
+
+
+def test_overlap_everywhere_and_overlap_outside_of_speech():
+    reference = [Turn(0, 8, "a"), Turn(0, 8, "c")]
+    whole = Diarizer(embed, sample_rate=RATE, overlap=both_in(reference))(sound(reference, 8))
+    assert [turn[:2] for turn in whole.turns] == [(0.0, 8.0), (0.0, 8.0)]
+    one = Diarizer(embed, sample_rate=RATE, max_speakers=1, overlap=both_in(reference))
+    assert one(sound(reference, 8)).turns == [Turn(0.0, 8.0, "speaker_1")]
+    late = Diarizer(embed, sample_rate=RATE, overlap=lambda waveform, rate: [(6.0, 8.0)])
+    found = late(sound([Turn(0, 4, "a")], 8), regions=[(0.0, 4.0)])
+    assert found.turns == [Turn(0.0, 4.0, "speaker_1")]
 
 
 def test_given_regions_number_and_threshold():
@@ -148,7 +205,7 @@ def test_bad_numbers_regions_and_models():
             Diarizer(bad, sample_rate=RATE)(waveform)
     with pytest.raises(ValueError, match="zero or not finite"):
         Diarizer(lambda x: torch.full((len(x), 2), torch.nan), sample_rate=RATE)(waveform)
-    for bad in ({"hop": 0.0}, {"hop": 2.0}, {"max_speakers": 0}, {"overlap_margin": -1.0}):
+    for bad in ({"hop": 0.0}, {"hop": 2.0}, {"max_speakers": 0}):
         with pytest.raises(ValueError, match=r"must be|need"):
             Diarizer(embed, sample_rate=RATE, **bad)
 
