@@ -19,7 +19,7 @@ from speechkit.data.errors import DataError
 from speechkit.data.manifest import Utterance
 from speechkit.files import atomic_write
 from speechkit.models.synthesizer import Synthesizer
-from speechkit.models.vocoder import HiFiGAN, Vocoder
+from speechkit.models.vocoder import NeuralVocoder, Vocoder
 from speechkit.models.voices import ReferenceVoice, VoiceTable
 from speechkit.nn.acoustic import GeneratedMel
 from speechkit.nn.masking import Padded
@@ -100,7 +100,7 @@ class SpokenTest:
         self.speaker_encoder: SpeakerEncoder | None
         self.speaker_encoder = _opened("speaker_encoder", speaker_encoder, "speaker", "verify")
         self.vocoder: Vocoder | None = _opened("vocoder", vocoder, "vocoder", "copy_synthesis")
-        if isinstance(self.vocoder, HiFiGAN):
+        if isinstance(self.vocoder, NeuralVocoder):
             self.vocoder.fold_weight_norm()
         self.num_examples = num_examples
         self.seed = seed

@@ -1,6 +1,6 @@
 """Train and test a vocoder: from mel spectra to waveforms.
 
-    python recipes/vocoder/train.py recipes/vocoder/hparams/ljspeech_hifigan_small.yaml --root DIR
+    python recipes/vocoder/train.py recipes/vocoder/hparams/ljspeech_source_filter.yaml --root DIR
 
 The YAML says which audio, network and losses; this file what a batch goes through.
 """
@@ -22,8 +22,9 @@ from speechkit.conditions import (
     split_name,
 )
 from speechkit.data.batch import Batch
+from speechkit.features.pitch import track_pitch
 from speechkit.gan import GANBrain, Generated
-from speechkit.losses.vocoder import MultiResolutionSTFTLoss
+from speechkit.losses.vocoder import MultiResolutionSTFTLoss, pitch_loss
 from speechkit.models.vocoder import GriffinLim, Vocoder
 from speechkit.nn.masking import Padded, mask_padding
 from speechkit.parallel import wait_for
@@ -39,6 +40,13 @@ class Condition(NamedTuple):
     name: str
     waveform: Tensor
     seconds: float | None = None
+
+
+class Made(NamedTuple):
+    """Waveforms ``(B, 1, T)``, and in training the loss ``(B,)`` of a predicted pitch."""
+
+    waveform: Tensor
+    pitch: Tensor | None
 
 
 class VocoderTraining(GANBrain):
@@ -90,16 +98,35 @@ class VocoderTraining(GANBrain):
         with torch.no_grad():
             return self.vocoder.features(*batch.waveform)
 
-    def compute_forward(self, batch: Batch, stage: Stage) -> Tensor:
-        """Make the waveforms of the mels, as long as the recordings: ``(B, 1, T)``."""
+    def compute_forward(self, batch: Batch, stage: Stage) -> Made:
+        """Make the waveforms of the mels, as long as the recordings."""
         target, lengths = batch.waveform
         made = self.forward(*self.mels(batch)).data[:, : target.shape[1]]
-        return mask_padding(made, lengths).unsqueeze(1)
+        pitch = self._pitch_loss(batch) if stage is Stage.TRAIN else None
+        return Made(mask_padding(made, lengths).unsqueeze(1), pitch)
 
-    def generated(self, outputs: Tensor, batch: Batch) -> Generated:
+    def _pitch_loss(self, batch: Batch) -> Tensor | None:
+        """Compare the pitch that a generator with a source predicts with the tracked one."""
+        predicted = getattr(self.vocoder.generator, "predicted", None)
+        if predicted is None:
+            return None
+        waveform, lengths = (x.cpu() for x in batch.waveform)
+        hop, frames = self.vocoder.hop_length, predicted.log_f0.shape[1]
+        f0 = torch.zeros(predicted.log_f0.shape)
+        for index, size in enumerate(lengths.tolist()):
+            found = track_pitch(waveform[index, :size], self.vocoder.sample_rate, hop_length=hop)
+            f0[index, : min(frames, len(found.f0))] = found.f0[:frames]
+        valid = (batch.waveform.lengths // hop + 1).clamp(max=frames)
+        return pitch_loss(predicted, f0.to(self.device), valid)
+
+    def other_loss(self, outputs: Made) -> Tensor | None:
+        """Give the loss of the pitch, where the generator predicts one."""
+        return outputs.pitch
+
+    def generated(self, outputs: Made, batch: Batch) -> Generated:
         """Give the vocoder's and the recorded waveforms."""
         waveform, lengths = batch.waveform
-        return Generated(outputs, waveform.unsqueeze(1), lengths)
+        return Generated(outputs.waveform, waveform.unsqueeze(1), lengths)
 
     def distances(self, pair: Generated) -> dict[str, Tensor]:
         """Give the distances that the YAML names."""
@@ -107,7 +134,7 @@ class VocoderTraining(GANBrain):
 
     # ---------------------------------------------------------------- evaluation
 
-    def evaluate(self, outputs: Tensor, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
+    def evaluate(self, outputs: Made, batch: Batch, stage: Stage) -> list[dict[str, Any]]:
         """Give the measures of each utterance in each condition; of a few, also the sound."""
         if stage is not Stage.TEST:
             return []

@@ -188,7 +188,7 @@ def _open(folder: str, device: str) -> Synthesizer:
 
 
 def _open_vocoder(options: argparse.Namespace) -> Vocoder | None:
-    from speechkit.models.vocoder import HiFiGAN, Vocoder
+    from speechkit.models.vocoder import NeuralVocoder, Vocoder
 
     if options.vocoder is None:
         return None
@@ -198,7 +198,7 @@ def _open_vocoder(options: argparse.Namespace) -> Vocoder | None:
             f"{options.vocoder}: holds a {type(model).__name__}, which is no vocoder; give the "
             "folder of one (recipes/vocoder)"
         )
-    if isinstance(model, HiFiGAN):
+    if isinstance(model, NeuralVocoder):
         model.fold_weight_norm()
     return model
 

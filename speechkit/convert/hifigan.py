@@ -1,4 +1,4 @@
-"""HiFi-GAN's published checkpoints to our `HiFiGAN`.
+"""HiFi-GAN's published checkpoints to our `NeuralVocoder`.
 
 They exist in two layouts of the same network: that of the authors (a file whose ``"generator"`` is
 a state dict, with ``config.json`` beside it) and that of SpeechBrain (``generator.ckpt``, a state
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from speechkit.data.errors import DataError, listing
 from speechkit.features.spectrum import LogMel
-from speechkit.models.vocoder import HiFiGAN
+from speechkit.models.vocoder import NeuralVocoder
 from speechkit.nn.hifigan import HiFiGANGenerator
 
 _NAME = re.compile(
@@ -132,7 +132,7 @@ def convert_hifigan(
 
 def load_hifigan(
     path: str | Path, *, features: LogMel | None = None, config: str | Path | None = None
-) -> HiFiGAN:
+) -> NeuralVocoder:
     """Read a published generator and build its vocoder, in eval mode, with weight norm folded.
 
     Parameters
@@ -147,7 +147,7 @@ def load_hifigan(
 
     Returns
     -------
-    HiFiGAN
+    NeuralVocoder
         It can be saved as a model folder.
 
     Raises
@@ -168,7 +168,7 @@ def load_hifigan(
     generator = HiFiGANGenerator(**settings)
     generator.load_state_dict(state)
     try:
-        model = HiFiGAN(features=features or published_mel(), generator=generator)
+        model = NeuralVocoder(features=features or published_mel(), generator=generator)
     except ValueError as error:
         raise DataError(f"{path}: {error}; give the features that it was trained on") from error
     return model.fold_weight_norm().eval()

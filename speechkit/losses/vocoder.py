@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechkit.features.spectrum import STFT, LogMel
 from speechkit.losses.codec import waveform_l1
 from speechkit.nn.masking import length_mask
+from speechkit.nn.source_filter import PredictedPitch
 
-__all__ = ["MelL1Loss", "MultiResolutionSTFTLoss", "WeightedSum", "waveform_l1"]
+__all__ = ["MelL1Loss", "MultiResolutionSTFTLoss", "WeightedSum", "pitch_loss", "waveform_l1"]
 
 
 class WeightedSum:
@@ -217,3 +219,40 @@ def _as_items(estimate: Tensor, target: Tensor, lengths: Tensor) -> tuple[Tensor
     beyond = ~length_mask(each, estimate.shape[2])
     ours, theirs = (x.flatten(0, 1).float().masked_fill(beyond, 0.0) for x in (estimate, target))
     return ours, theirs.detach(), each
+
+
+def pitch_loss(predicted: PredictedPitch, f0: Tensor, lengths: Tensor) -> Tensor:
+    """Compare a predicted pitch with the tracked one.
+
+    Where there is a voice the absolute difference in octaves, and everywhere the binary
+    cross-entropy of there being one.
+
+    Parameters
+    ----------
+    predicted : PredictedPitch
+        Shapes ``(B, T)``.
+    f0 : Tensor
+        Shape ``(B, T)``: in Hz, 0 where there is no voice.
+    lengths : Tensor
+        Shape ``(B,)``: valid frames.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(B,)``.
+
+    Examples
+    --------
+    >>> f0 = torch.tensor([[0.0, 100.0, 100.0]])
+    >>> predicted = PredictedPitch((2 * f0.clamp(min=1)).log(), torch.where(f0 > 0, 20.0, -20.0))
+    >>> pitch_loss(predicted, f0, torch.tensor([3])).tolist()
+    [1.0]
+    """
+    valid = length_mask(lengths, f0.shape[1])
+    voiced = (f0 > 0) & valid
+    octaves = (predicted.log_f0 - f0.clamp(min=1.0).log()).abs() / math.log(2.0)
+    octaves = octaves.where(voiced, 0.0).sum(1) / voiced.sum(1).clamp(min=1)
+    doubt = F.binary_cross_entropy_with_logits(
+        predicted.voicing, voiced.to(predicted.voicing), reduction="none"
+    )
+    return octaves + doubt.where(valid, 0.0).sum(1) / valid.sum(1).clamp(min=1)

@@ -15,11 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from speechkit.data.errors import DataError
 from speechkit.features.mel_settings import mel_hash as hash_of
 from speechkit.features.spectrum import LogMel
-from speechkit.nn.hifigan import HiFiGANGenerator
 from speechkit.nn.masking import Padded, mask_padding, ragged
 from speechkit.nn.seanet_conv import fold_weight_norm
 
-__all__ = ["GriffinLim", "HiFiGAN", "Vocoder"]
+__all__ = ["GriffinLim", "NeuralVocoder", "Vocoder"]
 
 
 class Vocoder(nn.Module):
@@ -224,8 +223,8 @@ class GriffinLim(Vocoder):
         return bins.sqrt() if features.power == 2.0 else bins
 
 
-class HiFiGAN(Vocoder):
-    """A generator of waveforms (Kong et al. 2020, "HiFi-GAN"), with the mels that it takes.
+class NeuralVocoder(Vocoder):
+    """A network that makes waveforms, with the mels that it takes.
 
     On a CPU, and where no gradient is wanted, items are made one by one: measured faster than a
     batch, and exact for each.
@@ -234,8 +233,10 @@ class HiFiGAN(Vocoder):
     ----------
     features : LogMel
         Makes the mels that the vocoder takes.
-    generator : HiFiGANGenerator
-        Of as many samples a frame as the features' hop.
+    generator : nn.Module
+        ``(B, num_mels, T)``, with lengths or without, to ``(B, 1, T * hop_length)``:
+        `speechkit.nn.hifigan.HiFiGANGenerator` or
+        `speechkit.nn.source_filter.SourceFilterGenerator`.
     mean, scale : float
         What is subtracted from a mel, and then divided by, before the generator sees it; the
         published networks see logarithms as they are.
@@ -249,11 +250,12 @@ class HiFiGAN(Vocoder):
 
     Examples
     --------
+    >>> from speechkit.nn.hifigan import HiFiGANGenerator
     >>> generator = HiFiGANGenerator(
     ...     num_mels=40, channels=8, upsample_rates=(8, 5), upsample_kernels=(16, 11),
     ...     block_kernels=(3,), block_dilations=((1, 3),))
     >>> features = LogMel(num_mels=40, hop_length=40)
-    >>> vocoder = HiFiGAN(features=features, generator=generator)
+    >>> vocoder = NeuralVocoder(features=features, generator=generator)
     >>> waveform, lengths = vocoder(torch.randn(2, 9, 40), torch.tensor([9, 5]))
     >>> waveform.shape, lengths.tolist()
     (torch.Size([2, 360]), [360, 200])
@@ -263,7 +265,7 @@ class HiFiGAN(Vocoder):
         self,
         *,
         features: LogMel,
-        generator: HiFiGANGenerator,
+        generator: nn.Module,
         mean: float = 0.0,
         scale: float = 1.0,
         mel_hash: str | None = None,
@@ -281,7 +283,7 @@ class HiFiGAN(Vocoder):
         self.mean = mean
         self.scale = scale
 
-    def fold_weight_norm(self) -> HiFiGAN:
+    def fold_weight_norm(self) -> NeuralVocoder:
         """Put plain weights in the place of weight norm, for inference; give the vocoder back.
 
         It can be saved and opened as it is afterwards.

@@ -13,7 +13,7 @@ from speechkit import pretrained
 from speechkit.data.errors import DataError
 from speechkit.features.mel_settings import mel_hash
 from speechkit.features.spectrum import LogMel
-from speechkit.models.vocoder import GriffinLim, HiFiGAN, Vocoder
+from speechkit.models.vocoder import GriffinLim, NeuralVocoder, Vocoder
 from speechkit.nn.hifigan import HiFiGANGenerator
 
 RATE = 8000
@@ -34,7 +34,7 @@ def _make(kind: str) -> Vocoder:
         block_kernels=(3, 5), block_dilations=((1, 3), (1, 3)), weight_std=None,
         pad_mode="reflect" if kind == "mirrored" else "constant",
     )  # fmt: skip
-    return HiFiGAN(features=features, generator=generator, mean=-3.0, scale=2.0).eval()
+    return NeuralVocoder(features=features, generator=generator, mean=-3.0, scale=2.0).eval()
 
 
 KINDS = ["griffin-lim", "hifi-gan", "mirrored"]
@@ -139,7 +139,7 @@ def test_folder_keeps_the_hash_of_the_mels(kind: str, tmp_path: Path) -> None:
 
 def test_folded_vocoder_can_be_kept(tmp_path: Path) -> None:
     vocoder = _make("hifi-gan")
-    assert isinstance(vocoder, HiFiGAN)
+    assert isinstance(vocoder, NeuralVocoder)
     mel = torch.randn(2, 6, 40)
     with torch.no_grad():
         before = vocoder(mel).data
@@ -158,9 +158,9 @@ def test_wrong_mels_are_named(kind: str, shape: tuple[int, ...]) -> None:
 def test_parts_that_do_not_fit() -> None:
     generator = HiFiGANGenerator(num_mels=40, channels=16)
     with pytest.raises(ValueError, match="40 bands and gives 256 samples a frame"):
-        HiFiGAN(features=_features(), generator=generator)
+        NeuralVocoder(features=_features(), generator=generator)
     with pytest.raises(ValueError, match="scale=0 must be above 0"):
-        HiFiGAN(features=_features(hop_length=256), generator=generator, scale=0)
+        NeuralVocoder(features=_features(hop_length=256), generator=generator, scale=0)
     with pytest.raises(ValueError, match="0 <= momentum < 1"):
         GriffinLim(features=_features(), momentum=1.0)
     with pytest.raises(ValueError, match="hash 0000"):

@@ -12,6 +12,7 @@ from torch import nn
 
 import speechkit.nn
 from speechkit.nn.contexts import MeanContext
+from speechkit.nn.convnext import ConvNeXtEncoder
 from speechkit.nn.discriminators_scale import ScaleDiscriminator
 from speechkit.nn.discriminators_vocoder import PeriodDiscriminator
 from speechkit.nn.dual_path import DualPathBlock
@@ -370,6 +371,10 @@ ARGUMENTS |= {
         "num_mels": 5, "channels": 16, "upsample_rates": (4, 2), "upsample_kernels": (8, 4),
         "block_kind": "2", "block_kernels": (3,), "block_dilations": ((1, 2),), "istft_hop": 4,
         "norm": "none", "pad_mode": "reflect", "weight_std": None,
+    },
+    "SourceFilterGenerator": {
+        "sample_rate": 8000, "num_mels": 5, "hop_length": 10, "num_bands": 9, "n_fft": 64,
+        "encoder": ConvNeXtEncoder(input_size=5, embed_dim=4, num_layers=1, hidden_size=6),
     },
 }  # fmt: skip
 

@@ -73,7 +73,7 @@ def one_pass(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
     """Return what speaks symbols, each for five frames: `ljspeech_one_pass`, then its vocoder."""
     from speechkit.features.spectrum import LogMel
     from speechkit.models.one_pass_tts import OnePassTTS
-    from speechkit.models.vocoder import HiFiGAN
+    from speechkit.models.vocoder import NeuralVocoder
     from speechkit.nn.convnext import ConvNeXtEncoder
     from speechkit.nn.hifigan import HiFiGANGenerator
 
@@ -85,7 +85,7 @@ def one_pass(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
         encoder=ConvNeXtEncoder(num_layers=6, **block),
         decoder=ConvNeXtEncoder(num_layers=8, **block),
     )
-    vocoder = HiFiGAN(
+    vocoder = NeuralVocoder(
         features=LogMel(
             sample_rate=RATE, n_fft=1024, hop_length=HOP, num_mels=sizes.mels, power=1.0
         ),

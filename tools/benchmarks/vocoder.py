@@ -60,7 +60,7 @@ def measure(bench: Bench, sizes: Sizes) -> Iterator[Measurement]:
 def build_ours(sizes: Sizes, theirs: Any) -> Any:
     """Build our vocoder, with the peer's weights where there is one."""
     from speechkit.convert.hifigan import convert_hifigan, published_mel
-    from speechkit.models.vocoder import HiFiGAN
+    from speechkit.models.vocoder import NeuralVocoder
     from speechkit.nn.hifigan import HiFiGANGenerator
 
     if theirs is None:
@@ -70,7 +70,7 @@ def build_ours(sizes: Sizes, theirs: Any) -> Any:
         generator = HiFiGANGenerator(**settings)
         generator.load_state_dict(state)
     features = published_mel(num_mels=sizes.mels)
-    return HiFiGAN(features=features, generator=generator).fold_weight_norm().eval()
+    return NeuralVocoder(features=features, generator=generator).fold_weight_norm().eval()
 
 
 def build_speechbrain(sizes: Sizes) -> Any:
