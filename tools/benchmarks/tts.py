@@ -36,7 +36,7 @@ class Sizes:
     units: int = 1024  # of each LSTM of the decoder
     prenet: int = 256
     convolutions: int = 384  # channels of the one-pass model
-    vocoder: int = 256  # channels of its vocoder
+    vocoder: int = 192  # features of its vocoder
 
 
 FULL = Sizes()
@@ -59,7 +59,7 @@ def measure_one_pass(bench: Bench, sizes: Sizes) -> Measurement:
     return bench.compare(
         Contest(
             AREA,
-            f"one pass and the small HiFi-GAN, {seconds:.1f} s of speech",
+            f"one pass and its vocoder, filters over pulses, {seconds:.1f} s of speech",
             "",
             speak,
             None,
@@ -75,7 +75,7 @@ def one_pass(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
     from speechkit.models.one_pass_tts import OnePassTTS
     from speechkit.models.vocoder import NeuralVocoder
     from speechkit.nn.convnext import ConvNeXtEncoder
-    from speechkit.nn.hifigan import HiFiGANGenerator
+    from speechkit.nn.source_filter import SourceFilterGenerator
 
     width = sizes.convolutions
     block: dict[str, int] = {"input_size": width, "embed_dim": width, "hidden_size": 3 * width}
@@ -89,12 +89,14 @@ def one_pass(sizes: Sizes, device: torch.device) -> Callable[[], Tensor]:
         features=LogMel(
             sample_rate=RATE, n_fft=1024, hop_length=HOP, num_mels=sizes.mels, power=1.0
         ),
-        generator=HiFiGANGenerator(
-            num_mels=sizes.mels, channels=sizes.vocoder, upsample_rates=(8, 4),
-            upsample_kernels=(16, 8), block_kind="2", block_kernels=(3, 5, 7),
-            block_dilations=((1, 2), (2, 6), (3, 12)), istft_hop=8,
+        generator=SourceFilterGenerator(
+            sample_rate=RATE, num_mels=sizes.mels, hop_length=HOP,
+            encoder=ConvNeXtEncoder(
+                input_size=sizes.mels, embed_dim=sizes.vocoder, num_layers=5,
+                hidden_size=2 * sizes.vocoder,
+            ),
         ),
-    ).fold_weight_norm()  # fmt: skip
+    )  # fmt: skip
     acoustic, vocoder = acoustic.eval().to(device), vocoder.eval().to(device)
     tokens = torch.randint(1, 148, (1, sizes.symbols)).to(device)
     lengths = torch.tensor([sizes.symbols], device=device)
