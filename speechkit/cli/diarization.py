@@ -1,4 +1,4 @@
-"""``speechkit diarize``: who speaks when in recordings, as RTTM."""
+"""``speechkit diarize`` and ``speechkit detect``: who speaks when, and whether anybody does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def add_commands(add: Add) -> None:
-    """Add the command."""
+    """Add the commands."""
+    _add_detect(add)
     sub = add("diarize", _diarize, "Find who speaks when in audio files.")
     sub.add_argument("files", nargs="+", metavar="FILE", help="audio, of any rate and length")
     sub.add_argument("--model", required=True, metavar="FOLDER", help="a model folder, or a hub id")
@@ -51,6 +52,51 @@ def add_commands(add: Add) -> None:
         "--json", action="store_true", help="print a JSON object for each file, write no RTTM"
     )
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
+
+
+def _add_detect(add: Add) -> None:
+    sub = add("detect", _detect, "Find where somebody speaks, and where two do, in audio files.")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="audio, of any rate and length")
+    sub.add_argument(
+        "--model", required=True, metavar="FOLDER",
+        help="a model folder of recipes/voice_activity, or a hub id",
+    )  # fmt: skip
+    sub.add_argument(
+        "--onset", type=float, default=0.5, metavar="P",
+        help="probability at which a stretch begins (default: %(default)s)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--offset", type=float, default=0.35, metavar="P",
+        help="probability below which it ends (default: %(default)s)",
+    )  # fmt: skip
+    sub.add_argument("--json", action="store_true", help="print a JSON object for each file")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
+
+
+def _detect(options: argparse.Namespace) -> int:
+    from speechkit.parallel import check_device
+    from speechkit.speakers.activity import open_detector
+
+    if not 0 <= options.offset <= options.onset <= 1:
+        raise UsageError(
+            f"need 0 <= --offset <= --onset <= 1, got {options.offset:g} and {options.onset:g}"
+        )
+    model = open_detector(options.model, device=check_device(options.device))
+    names = ("speech", "overlap", *(f"{n} at once" for n in range(3, model.num_levels + 1)))
+
+    def detect(file: str) -> None:
+        found = {
+            name: model.regions(file, level=level, onset=options.onset, offset=options.offset)
+            for level, name in enumerate(names[: model.num_levels], start=1)
+        }
+        if options.json:
+            print(json.dumps({"file": file, **found}), flush=True)
+            return
+        rows = sorted((*region, level) for level in found for region in found[level])
+        for start, end, name in rows:
+            print(f"{file}\t{start:.2f}\t{end:.2f}\t{name}", flush=True)
+
+    return for_each(options.files, detect, options)
 
 
 def _diarize(options: argparse.Namespace) -> int:

@@ -195,7 +195,7 @@ class VoiceActivity(nn.Module):
 
     def regions(
         self,
-        waveform: Tensor,
+        waveform: str | os.PathLike[str] | Tensor,
         sample_rate: int | None = None,
         *,
         level: int = 1,
@@ -213,8 +213,8 @@ class VoiceActivity(nn.Module):
 
         Parameters
         ----------
-        waveform : Tensor
-            Shape ``(T,)`` or ``(C, T)``; a path will do too.
+        waveform : path or Tensor
+            A file, or samples ``(T,)`` or ``(C, T)``.
         sample_rate : int, optional
             In Hz; by default the model's.
         level : int

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from speechkit.models.voice_activity import VoiceActivity
 
 Region: TypeAlias = tuple[float, float]
 Activity: TypeAlias = Callable[[Tensor, int], list[Region]]
@@ -265,6 +268,20 @@ def open_detectors(
     """
     if folder is None:
         return Detectors()
+    model = open_detector(folder, device=device)
+    return Detectors(model.activity, model.overlap if model.num_levels > 1 else None)
+
+
+def open_detector(
+    folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
+) -> VoiceActivity:
+    """Open the model folder of a `speechkit.models.voice_activity.VoiceActivity`.
+
+    Raises
+    ------
+    DataError, PretrainedError
+        As `open_detectors`.
+    """
     import speechkit
     from speechkit.data.errors import DataError
     from speechkit.models.voice_activity import VoiceActivity
@@ -275,4 +292,4 @@ def open_detectors(
             f"{os.fspath(folder)}: holds a {type(model).__name__}, which does not find speech; "
             "give the folder of a voice activity detector"
         )
-    return Detectors(model.activity, model.overlap if model.num_levels > 1 else None)
+    return model

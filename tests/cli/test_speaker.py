@@ -177,10 +177,8 @@ def test_diarize(work: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["turns"] == []
 
 
-def test_diarize_with_a_detector(
-    work: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A detector that hears two always gives both of them the whole recording."""
+def always(folder: Path) -> None:
+    """Save a detector that hears two people at any time."""
     detector = VoiceActivity(
         features=LogMel(sample_rate=RATE, n_fft=200, hop_length=80, num_mels=8),
         encoder=ConvEncoder(input_size=8, channels=(4,), strides=(2,)),
@@ -188,7 +186,33 @@ def test_diarize_with_a_detector(
     )
     for parameter in detector.parameters():
         nn.init.ones_(parameter)
-    speechkit.save(detector, work / "detector")
+    speechkit.save(detector, folder)
+
+
+def test_detect(work: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    always(work / "detector")
+    command = ["detect", "low0.wav", "both talk.wav", "--model", "detector"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "low0.wav\t0.00\t2.00\toverlap", "low0.wav\t0.00\t2.00\tspeech",
+        "both talk.wav\t0.00\t10.00\toverlap", "both talk.wav\t0.00\t10.00\tspeech",
+    ]  # fmt: skip
+    assert cli.main(["detect", "gone.wav", *command[1:], "--json"]) == 1
+    printed = capsys.readouterr()
+    found = [json.loads(line) for line in printed.out.splitlines()]
+    assert found[0] == {"file": "low0.wav", "speech": [[0.0, 2.0]], "overlap": [[0.0, 2.0]]}
+    assert "gone.wav" in printed.err
+    assert cli.main([*command, "--onset", "0.2"]) == 2
+    assert "need 0 <= --offset <= --onset <= 1" in capsys.readouterr().err
+    assert cli.main(["detect", "low0.wav", "--model", models["plain"]]) == 2
+    assert "which does not find speech" in capsys.readouterr().err
+
+
+def test_diarize_with_a_detector(
+    work: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A detector that hears two always gives both of them the whole recording."""
+    always(work / "detector")
     command = ["diarize", "both talk.wav", "--model", models["plain"], "--num_speakers", "2"]
     assert cli.main([*command, "--json", "--activity", "detector"]) == 0
     turns = json.loads(capsys.readouterr().out)["turns"]
