@@ -107,6 +107,8 @@ def test_parameters_of_acoustic_models(name: str, tmp_path: Path) -> None:
     assert bool(voices) == bool(table)
     small = tmp_path / f"{name}.yaml"
     head = f"front_end: !new:types.SimpleNamespace\n  vocab_size: {symbols}\n"
+    if "<voices.output_size>" in part[0]:  # of the encoder of voxceleb_ecapa
+        head += "voices: !new:types.SimpleNamespace\n  output_size: 192\n"
     small.write_text(head + textwrap.dedent(part[0]))
     model = read_hparams(small, {}, consumed=("acoustic",)).build(["acoustic"])["acoustic"]
     count = sum(parameter.numel() for parameter in model.parameters())
