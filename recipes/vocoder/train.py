@@ -25,6 +25,7 @@ from speechkit.data.batch import Batch
 from speechkit.features.pitch import track_pitch
 from speechkit.gan import GANBrain, Generated
 from speechkit.losses.vocoder import MultiResolutionSTFTLoss, pitch_loss
+from speechkit.metrics.tts import f0_errors
 from speechkit.models.vocoder import GriffinLim, Vocoder
 from speechkit.nn.masking import Padded, mask_padding
 from speechkit.parallel import wait_for
@@ -59,7 +60,7 @@ class VocoderTraining(GANBrain):
         waveforms ``(B, 1, T)``.
     metrics : sequence of str
         What a test measures, see `speechkit.metrics.quality.measure`, beside the distance in
-        spectra at several resolutions and the real-time factor.
+        spectra at several resolutions, the errors of the pitch and the real-time factor.
     num_examples : int
         Utterances of each test split, the first of its manifest, whose sound is kept under
         ``test/<split>@<condition>/audio/`` and can be heard in the report.
@@ -173,6 +174,9 @@ class VocoderTraining(GANBrain):
     ) -> dict[str, Any]:
         rate = self.vocoder.sample_rate
         row = quality_row(utterance, reference[None], estimate[None], rate, metrics=self.metrics)
+        hop = self.vocoder.hop_length
+        f0 = [track_pitch(x, rate, hop_length=hop).f0 for x in (reference, estimate)]
+        row["f0_rmse_cents"], row["voicing_error"] = f0_errors(*f0)
         examples = example_numbers(self.data.utterances[self.split], self.num_examples)  # type: ignore[attr-defined]
         split, number = split_name(self.split, condition), examples.get(utterance.id)
         kept = keep_example(self.folder, split, number, estimate[None], rate)

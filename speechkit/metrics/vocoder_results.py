@@ -9,7 +9,12 @@ from typing import Any
 from speechkit.metrics.quality_results import summarize as summarize_quality
 from speechkit.metrics.results import Result
 
-_COLUMNS = (("STFT distance", "stft", ""), ("real-time factor", "rtf", ""))
+_COLUMNS = (
+    ("STFT distance", "stft", ""),
+    ("F0 RMSE", "f0_rmse_cents", "cents"),
+    ("voicing error", "voicing_error", "%"),
+    ("real-time factor", "rtf", ""),
+)
 
 
 def summarize(rows: Iterable[dict[str, Any]]) -> list[Result]:
@@ -18,9 +23,10 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Result]:
     Parameters
     ----------
     rows : iterable of dict
-        ``"id"``; ``"stft"``, of `speechkit.losses.vocoder.MultiResolutionSTFTLoss`; ``"rtf"``,
-        seconds of work for a second of sound; measures of `speechkit.metrics.quality`. What a row
-        lacks is not counted; other keys are ignored.
+        ``"id"``; ``"stft"``, of `speechkit.losses.vocoder.MultiResolutionSTFTLoss`;
+        ``"f0_rmse_cents"`` and ``"voicing_error"``, of `speechkit.metrics.tts.f0_errors` at the
+        same times; ``"rtf"``, seconds of work for a second of sound; measures of
+        `speechkit.metrics.quality`. What a row lacks is not counted; other keys are ignored.
 
     Returns
     -------

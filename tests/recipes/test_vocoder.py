@@ -96,6 +96,7 @@ def test_yaml(
         for split, split_results in results.items()
     }
     assert found["test@recording"]["STFT distance"] == 0.0
+    assert found["test@recording"]["F0 RMSE"] == 0.0
     assert found["test@griffin-lim"]["STFT distance"] > 0.0
     assert found["test@griffin-lim"]["STFT distance"] < found["test@vocoder"]["STFT distance"]
     assert found["test@vocoder"]["real-time factor"] > 0.0
