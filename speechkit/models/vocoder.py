@@ -277,6 +277,11 @@ class NeuralVocoder(Vocoder):
                 f"the generator takes {theirs[0]} bands and gives {theirs[1]} samples a frame, but "
                 f"features have num_mels={features.num_mels} and hop_length={features.hop_length}"
             )
+        rate = getattr(generator, "sample_rate", features.sample_rate)
+        if rate != features.sample_rate:
+            raise ValueError(
+                f"the generator's sample_rate is {rate}, the features' {features.sample_rate}"
+            )
         if scale <= 0:
             raise ValueError(f"scale={scale} must be above 0")
         self.generator = generator

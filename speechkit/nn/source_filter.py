@@ -208,8 +208,8 @@ class SourceFilterGenerator(nn.Module):
             Shape ``(B, 1, T * hop_length)``, zero beyond the items' ends.
         """
         batch, _, frames = mel.shape
-        if frames == 0:
-            return mel.new_zeros(batch, 1, 0)
+        if batch == 0 or frames == 0:
+            return mel.new_zeros(batch, 1, frames * self.hop_length)
         if lengths is None:
             lengths = torch.full((batch,), frames, device=mel.device)
         mel = mask_padding(mel.transpose(1, 2), lengths)
