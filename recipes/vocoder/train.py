@@ -28,6 +28,7 @@ from speechkit.losses.vocoder import MultiResolutionSTFTLoss, pitch_loss
 from speechkit.metrics.tts import f0_errors
 from speechkit.models.vocoder import GriffinLim, Vocoder
 from speechkit.nn.masking import Padded, mask_padding
+from speechkit.nn.source_filter import SourceFilterGenerator
 from speechkit.parallel import wait_for
 from speechkit.run import run
 from speechkit.training import Stage
@@ -108,7 +109,8 @@ class VocoderTraining(GANBrain):
 
     def _pitch_loss(self, batch: Batch) -> Tensor | None:
         """Compare the pitch that a generator with a source predicts with the tracked one."""
-        predicted = getattr(self.vocoder.generator, "predicted", None)
+        generator = self.vocoder.generator
+        predicted = generator.take_pitch() if isinstance(generator, SourceFilterGenerator) else None
         if predicted is None:
             return None
         waveform, lengths = (x.cpu() for x in batch.waveform)

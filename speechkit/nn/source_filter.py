@@ -119,7 +119,7 @@ class SourceFilterGenerator(nn.Module):
 
     After Liu, Chen & Yu 2020, "Neural homomorphic vocoder": filters of minimum phase, of which the
     network gives the logarithmic spectra. Here it predicts the pitch too, and the filters are
-    applied by the Fourier transform. `predicted` has the pitch for the loss
+    applied by the Fourier transform. `take_pitch` gives the pitch for the loss
     (`speechkit.losses.vocoder.pitch_loss`); no gradient goes through the source. Noise is drawn
     from torch's generator in training, else from one with a seed: a mel always gives the same wave.
     In a padded batch an item is what it is alone but for what the last bits of the pitch add up to.
@@ -139,11 +139,6 @@ class SourceFilterGenerator(nn.Module):
     n_fft : int
         Of the filters, at least six hops, since a frame of four is filtered.
 
-    Attributes
-    ----------
-    predicted : PredictedPitch or None
-        Of the last call in training.
-
     Raises
     ------
     ValueError
@@ -156,7 +151,7 @@ class SourceFilterGenerator(nn.Module):
     >>> generator = SourceFilterGenerator(sample_rate=22050, encoder=encoder)
     >>> generator(torch.randn(2, 80, 5), torch.tensor([5, 2])).shape
     torch.Size([2, 1, 1280])
-    >>> generator.predicted.log_f0.shape
+    >>> generator.take_pitch().log_f0.shape
     torch.Size([2, 5])
     """
 
@@ -190,7 +185,7 @@ class SourceFilterGenerator(nn.Module):
         self.filters = nn.Linear(encoder.output_size, 2 * num_bands)  # type: ignore[arg-type]
         self.envelope = nn.Linear(num_mels, 2 * num_bands, bias=False)
         self.register_buffer("window", torch.hann_window(4 * hop_length), persistent=False)
-        self.predicted: PredictedPitch | None = None
+        self._pitch: PredictedPitch | None = None
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Make waveforms.
@@ -221,11 +216,16 @@ class SourceFilterGenerator(nn.Module):
             log_f0, voicing = self.pitch(x).unbind(2)
             log_f0 = math.log(CENTER_HZ) + _OCTAVES * math.log(2.0) * (log_f0 / _OCTAVES).tanh()
             pitch = PredictedPitch(log_f0, voicing)
-            self.predicted = pitch if self.training else None
+            self._pitch = pitch if self.training else None
             with torch.no_grad():
                 source = self.source(pitch, lengths)
             wave = self._filtered(source, self.responses(bands), lengths)
         return mask_padding(wave, lengths * self.hop_length).unsqueeze(1)
+
+    def take_pitch(self) -> PredictedPitch | None:
+        """Give the pitch of the last call, with its gradient, once; None if not in training."""
+        pitch, self._pitch = self._pitch, None
+        return pitch
 
     def source(self, pitch: PredictedPitch, lengths: Tensor) -> Tensor:
         """Make pulses, as loud as there is a voice, and noise: ``(B, 2, T * hop_length)``."""
