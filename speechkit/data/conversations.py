@@ -20,11 +20,12 @@ from torch import Tensor
 
 from speechkit.data.audio import read_audio
 from speechkit.data.distortion import check_range, integer, uniform
-from speechkit.data.errors import DataError, listing
+from speechkit.data.errors import DataError
 from speechkit.data.labels import File
-from speechkit.data.manifest import Utterance, read_manifest
+from speechkit.data.manifest import Utterance
 from speechkit.data.mixing import active_power
 from speechkit.data.randomness import item_generator
+from speechkit.data.speakers import group_by_speaker
 from speechkit.speakers.activity import energy_activity
 
 FRAME_RATE = 100
@@ -131,7 +132,7 @@ class Conversations:
         self.keep_seconds = keep_seconds
         paths = list(sources) if isinstance(sources, list | tuple) else [sources]
         # Of each manifest: the rows of each speaker. And which manifest a row is in.
-        self._voices = [_by_speaker(path) for path in paths]  # type: ignore[arg-type]
+        self._voices = [group_by_speaker(path, least=2, what="conversations") for path in paths]  # type: ignore[arg-type]
         self._split = {
             row.id: number
             for number, voices in enumerate(self._voices)
@@ -209,21 +210,3 @@ class Conversations:
             self._room -= len(samples)
             self._kept[key] = found
         return found
-
-
-def _by_speaker(path: File) -> dict[str, list[Utterance]]:
-    """List the rows of each speaker, in the manifest's order."""
-    rows = read_manifest(path)
-    nameless = [row.id for row in rows if not row.speaker]
-    if nameless:
-        head = f"{path}: utterances without 'speaker': {len(nameless)}"
-        raise DataError(listing(head, nameless, "Add it: those who speak at once must differ."))
-    voices: dict[str, list[Utterance]] = {}
-    for row in rows:
-        voices.setdefault(str(row.speaker), []).append(row)
-    if len(voices) < 2:
-        raise DataError(
-            f"{path}: a conversation needs two speakers, this has {', '.join(voices) or 'none'}; "
-            "add utterances of others"
-        )
-    return voices

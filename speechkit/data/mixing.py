@@ -18,8 +18,9 @@ from torch import Tensor
 from speechkit.data.audio import audio_info, read_audio, resample
 from speechkit.data.augment import AddNoise, Recordings, Reverberate
 from speechkit.data.distortion import check_range, fft_size, integer, uniform
-from speechkit.data.errors import DataError, listing
-from speechkit.data.manifest import Utterance, read_manifest
+from speechkit.data.errors import DataError
+from speechkit.data.manifest import Utterance
+from speechkit.data.speakers import group_by_speaker
 
 _LENGTH_TOLERANCE = 2  # samples: what resampling to rates that do not divide may add
 _BLOCK_SECONDS = 0.02  # of the active level
@@ -226,7 +227,12 @@ class DynamicMixing:
             self._room = _Room(impulse_responses=rooms, sample_rate=sample_rate)
         elif rt60 is not None:
             self._room = _Room(rt60=rt60, sample_rate=sample_rate)
-        self._speakers = _group_by_speaker(sources, self._counts[1])
+        self._speakers: list[list[_Span]] = [
+            [(row.audio, row.start, row.duration) for row in rows]
+            for rows in group_by_speaker(
+                sources, least=self._counts[1], what="mixtures", advice="or lower num_speakers"
+            ).values()
+        ]
 
     def __call__(self, item: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Set ``"waveform"`` and ``"sources"``; `DataError` where a file cannot be read."""
@@ -380,21 +386,3 @@ def _speed_factors(speed: Sequence[float] | None) -> list[Fraction]:
         steps = range(math.ceil(low * 100), math.floor(high * 100) + 1)
         factors = sorted({low, high, *(step / 100 for step in steps)})
     return [Fraction(factor).limit_denominator(100) for factor in factors]
-
-
-def _group_by_speaker(path: str | Path, needed: int) -> list[list[_Span]]:
-    """List the utterances of each speaker, in the manifest's order."""
-    utterances = read_manifest(path)
-    nameless = [utterance.id for utterance in utterances if not utterance.speaker]
-    if nameless:
-        head = f"{path}: utterances without 'speaker': {len(nameless)}"
-        raise DataError(listing(head, nameless, "Add it: speakers of a mixture must differ."))
-    speakers: dict[str, list[_Span]] = {}
-    for row in utterances:
-        speakers.setdefault(str(row.speaker), []).append((row.audio, row.start, row.duration))
-    if len(speakers) < needed:
-        raise DataError(
-            f"{path}: mixtures need {needed} speakers, this has {len(speakers)} "
-            f"({', '.join(speakers)}); add utterances of others, or lower num_speakers"
-        )
-    return list(speakers.values())

@@ -1,4 +1,4 @@
-"""Training items of speaker models: a random crop, whose voice it is, and voices made by speed."""
+"""Utterances by speaker, and the training items of speaker models: crops, voices made by speed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,48 @@ import torch
 
 from speechkit.data.audio import resample
 from speechkit.data.dataset import LoadAudio
+from speechkit.data.errors import DataError, listing
 from speechkit.data.labels import File, LabelSet, labels_of
+from speechkit.data.manifest import Utterance, read_manifest
 
 _DENOMINATOR = 100
+
+
+def group_by_speaker(
+    path: File, *, least: int, what: str, advice: str = ""
+) -> dict[str, list[Utterance]]:
+    """List the utterances of each speaker, in the manifest's order.
+
+    Parameters
+    ----------
+    path : path
+        A manifest with ``speaker``.
+    least : int
+        Speakers that there must be.
+    what : str
+        What is made of them, for errors.
+    advice : str
+        What else can be done where they are too few.
+
+    Raises
+    ------
+    DataError
+        If a row has no speaker, or there are too few.
+    """
+    rows = read_manifest(path)
+    nameless = [row.id for row in rows if not row.speaker]
+    if nameless:
+        head = f"{path}: utterances without 'speaker': {len(nameless)}"
+        raise DataError(listing(head, nameless, f"Add it: speakers of {what} must differ."))
+    speakers: dict[str, list[Utterance]] = {}
+    for row in rows:
+        speakers.setdefault(str(row.speaker), []).append(row)
+    if len(speakers) < least:
+        raise DataError(
+            f"{path}: {what} need {least} speakers, this has {len(speakers)} "
+            f"({', '.join(speakers) or 'none'}); add utterances of others{advice and ', ' + advice}"
+        )
+    return speakers
 
 
 class SpeakerCrops:

@@ -138,7 +138,7 @@ def test_what_cannot_be(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="in none of the manifests"):
         make(manifest)({"id": "z", "utterance": stranger}, torch.Generator())
     for rows, message in (
-        ([stranger], "needs two speakers, this has z"),
+        ([stranger], r"conversations need 2 speakers, this has 1 \(z\)"),
         ([Utterance("y", "y.wav", 4.0, RATE)], "without 'speaker': 1"),
     ):
         write_manifest(tmp_path / "bad.jsonl", rows)
