@@ -45,7 +45,7 @@ class VoiceActivityDetection(Brain):
     Raises
     ------
     ValueError
-        If a frame of the model is no whole number of labels.
+        If the model knows no overlap, or a frame of it is no whole number of labels.
     """
 
     scorer = "voice_activity"
@@ -67,6 +67,11 @@ class VoiceActivityDetection(Brain):
             )
             for snr in self.test_snr
         }
+        if self.detector.num_levels < len(KINDS):
+            raise ValueError(
+                f"model.num_levels is {self.detector.num_levels}, and a test is of speech and of "
+                f"overlap: it must be at least {len(KINDS)}"
+            )
         self._step, rest = divmod(self.detector.stride * FRAME_RATE, self._rate)
         if rest or not self._step:
             raise ValueError(
@@ -118,10 +123,7 @@ class VoiceActivityDetection(Brain):
                 sounds[noise] = add({"waveform": clean}, generator)["waveform"]
         found = {}
         for condition, sound in sounds.items():
-            found[condition] = {
-                "speech": model.activity(sound, self._rate),
-                "overlap": model.overlap(sound, self._rate),
-            }
+            found[condition] = dict(zip(KINDS, model.levels(sound, self._rate)))
             if stage is Stage.TEST:
                 energy = "-".join(filter(None, ("energy", condition)))
                 found[energy] = {"speech": energy_activity(sound, self._rate), "overlap": []}

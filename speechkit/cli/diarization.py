@@ -85,10 +85,7 @@ def _detect(options: argparse.Namespace) -> int:
     names = ("speech", "overlap", *(f"{n} at once" for n in range(3, model.num_levels + 1)))
 
     def detect(file: str) -> None:
-        found = {
-            name: model.regions(file, level=level, onset=options.onset, offset=options.offset)
-            for level, name in enumerate(names[: model.num_levels], start=1)
-        }
+        found = dict(zip(names, model.levels(file, onset=options.onset, offset=options.offset)))
         if options.json:
             print(json.dumps({"file": file, **found}), flush=True)
             return

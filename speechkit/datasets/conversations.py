@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from speechkit.data.errors import DataError
-from speechkit.data.manifest import Utterance, read_manifest, write_manifest
+from speechkit.data.manifest import read_manifest, write_manifest
 from speechkit.datasets import librispeech
+from speechkit.datasets.speaker_splits import copies, draw_speakers
 
 File = str | os.PathLike[str]
 
@@ -81,8 +79,7 @@ def prepare_librispeech(
             f"{', '.join(train)} has {len(readers)} readers, too few for {valid_readers} in "
             "validation and at least two in training; lower valid_readers"
         )
-    order = torch.randperm(len(readers), generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = {readers[i] for i in order[:valid_readers]}
+    held_out = draw_speakers(readers, valid_readers, seed)
     splits = {
         "train": [row for row in rows if row.speaker not in held_out],
         "valid": [row for row in rows if row.speaker in held_out],
@@ -90,13 +87,5 @@ def prepare_librispeech(
     }
     manifests = {name: out / f"{name}.jsonl" for name in splits}
     for name, path in manifests.items():
-        write_manifest(path, [copy for row in splits[name] for copy in _copies(row, every)])
+        write_manifest(path, [copy for row in splits[name] for copy in copies(row, every)])
     return manifests
-
-
-def _copies(row: Utterance, every: float) -> list[Utterance]:
-    """One row for each conversation of an epoch; their ids differ, and so do the draws."""
-    return [
-        replace(row, id=f"{row.id}#{number}")
-        for number in range(max(1, round(row.duration / every)))
-    ]

@@ -198,10 +198,9 @@ def _training_splits(
             f"{len(names)} speakers are too few for {valid_speakers} in validation and at least "
             "two in training; add speakers, or lower valid_speakers"
         )
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
-    held_out = {names[i] for i in order[:valid_speakers]}
+    held_out = draw_speakers(names, valid_speakers, seed)
     train = [
-        copy for row in rows if row.speaker not in held_out for copy in _copies(row, crop_every)
+        copy for row in rows if row.speaker not in held_out for copy in copies(row, crop_every)
     ]
     pieces = {name: _pieces(by_speaker[name], piece_seconds) for name in sorted(held_out)}
     made = {"train": out / "train.jsonl", "valid": out / "valid.jsonl"}
@@ -218,8 +217,26 @@ def _training_splits(
     return made
 
 
-def _copies(row: Utterance, every: float) -> list[Utterance]:
-    """One row for each crop of an epoch; their ids differ, and so do their crops."""
+def draw_speakers(names: Sequence[str], count: int, seed: int) -> set[str]:
+    """Draw the speakers who are left to the validation.
+
+    Examples
+    --------
+    >>> len(draw_speakers(["a", "b", "c"], 2, seed=0))
+    2
+    """
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    return {names[i] for i in order[:count]}
+
+
+def copies(row: Utterance, every: float) -> list[Utterance]:
+    """Make one row for each so many seconds; their ids differ, and so does what is drawn of them.
+
+    Examples
+    --------
+    >>> [row.id for row in copies(Utterance("a", "a.wav", 7.0, 16000), 3.0)]
+    ['a#0', 'a#1']
+    """
     count = max(1, round(row.duration / every))
     return [replace(row, id=f"{row.id}#{number}") for number in range(count)]
 

@@ -193,6 +193,59 @@ class VoiceActivity(nn.Module):
                     yield own[plan.half if w.number else 0 : last].sigmoid()
                 batch = []
 
+    def levels(
+        self,
+        waveform: str | os.PathLike[str] | Tensor,
+        sample_rate: int | None = None,
+        *,
+        onset: float = 0.5,
+        offset: float = 0.35,
+        min_speech: float = 0.2,
+        min_silence: float = 0.2,
+        pad: float = 0.0,
+    ) -> list[list[Region]]:
+        """Find where at least one, two and so on speak, in one pass.
+
+        A stretch begins where the probability exceeds `onset` and ends where it falls below
+        `offset` (`speechkit.speakers.activity.hysteresis`). Then short gaps are closed, what is
+        still short is dropped, and the rest is widened.
+
+        Parameters
+        ----------
+        waveform : path or Tensor
+            A file, or samples ``(T,)`` or ``(C, T)``.
+        sample_rate : int, optional
+            In Hz; by default the model's.
+        onset, offset : float
+            Probabilities.
+        min_speech, min_silence, pad : float
+            Seconds, see `speechkit.speakers.activity.smooth_regions`.
+
+        Returns
+        -------
+        list of list of (float, float)
+            For each level start and end in seconds, sorted and apart.
+
+        Raises
+        ------
+        DataError, ValueError
+            As `probabilities`; for an `offset` above `onset`.
+        """
+        from speechkit.data.audio import as_waveform
+
+        samples = as_waveform(waveform, sample_rate, self.sample_rate)
+        duration, seconds = len(samples) / self.sample_rate, self.stride / self.sample_rate
+        return [
+            smooth_regions(
+                frame_regions(hysteresis(scores, onset=onset, offset=offset), seconds, duration),
+                duration,
+                min_silence=min_silence,
+                min_speech=min_speech,
+                padding=pad,
+            )
+            for scores in self.probabilities(samples).unbind(1)
+        ]
+
     def regions(
         self,
         waveform: str | os.PathLike[str] | Tensor,
@@ -205,49 +258,20 @@ class VoiceActivity(nn.Module):
         min_silence: float = 0.2,
         pad: float = 0.0,
     ) -> list[Region]:
-        """Find where at least `level` people speak.
-
-        A stretch begins where the probability exceeds `onset` and ends where it falls below
-        `offset` (`speechkit.speakers.activity.hysteresis`). Then short gaps are closed, what is
-        still short is dropped, and the rest is widened.
-
-        Parameters
-        ----------
-        waveform : path or Tensor
-            A file, or samples ``(T,)`` or ``(C, T)``.
-        sample_rate : int, optional
-            In Hz; by default the model's.
-        level : int
-            From 1 to `num_levels`.
-        onset, offset : float
-            Probabilities.
-        min_speech, min_silence, pad : float
-            Seconds, see `speechkit.speakers.activity.smooth_regions`.
-
-        Returns
-        -------
-        list of (float, float)
-            Start and end in seconds, sorted and apart.
+        """Find where at least `level` people speak, from 1 to `num_levels`; else as `levels`.
 
         Raises
         ------
         DataError, ValueError
-            As `probabilities`; for a level that the model does not know, or `offset` above `onset`.
+            As `levels`; for a level that the model does not know.
         """
         if not 1 <= level <= self.num_levels:
             raise ValueError(f"level must be from 1 to {self.num_levels}, is {level}")
-        from speechkit.data.audio import as_waveform
-
-        samples = as_waveform(waveform, sample_rate, self.sample_rate)
-        scores = self.probabilities(samples)[:, level - 1]
-        duration, seconds = len(samples) / self.sample_rate, self.stride / self.sample_rate
-        return smooth_regions(
-            frame_regions(hysteresis(scores, onset=onset, offset=offset), seconds, duration),
-            duration,
-            min_silence=min_silence,
-            min_speech=min_speech,
-            padding=pad,
-        )
+        found = self.levels(
+            waveform, sample_rate, onset=onset, offset=offset, min_speech=min_speech,
+            min_silence=min_silence, pad=pad,
+        )  # fmt: skip
+        return found[level - 1]
 
     def activity(self, waveform: Tensor, sample_rate: int) -> list[Region]:
         """Find where somebody speaks: `regions` of level 1."""

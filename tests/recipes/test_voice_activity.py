@@ -170,6 +170,17 @@ def test_frames_that_labels_do_not_fit(
     assert "must divide the 100 of the labels" in capsys.readouterr().err
 
 
+def test_a_model_without_overlap(
+    command: Callable[[str], list[str]],
+    recipe: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*command("librispeech_vad"), "--model.num_levels", "1"]
+    with pytest.raises(SystemExit):
+        run(recipe("voice_activity").VoiceActivityDetection, arguments)
+    assert "model.num_levels is 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
 def test_sizes(yaml: Path, tmp_path: Path) -> None:
     text = yaml.read_text()
